@@ -1,0 +1,30 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Makes the hash-locked requirements of the gateway anew from requirements.in and requirements-uv.in in roles/litellm/files.
+# Needs uv (UV names it) and Python 3.11 or newer with the package "packaging" (PYTHON names it).
+set -eu
+cd "$(dirname "$0")/../roles/litellm/files"
+tools=../../../tools
+python=${PYTHON:-python3}
+uv=${UV:-uv}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+compile() { # source, target: what the oldest supported Python needs, on all platforms
+    "$uv" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --only-binary :all: \
+        --format pylock.toml --output-file "$2" "$1"
+}
+
+write() { # pylock, platform, target
+    {
+        echo "# Made by tools/lock_gateway.sh. Do not edit."
+        "$python" "$tools/lock_to_requirements.py" "$1" "$2"
+    } >"$work/requirements.txt"
+    cp "$work/requirements.txt" "$3"
+}
+
+compile requirements.in "$work/pylock.gateway.toml"
+write "$work/pylock.gateway.toml" macos-arm64 requirements-macos-arm64.txt
+write "$work/pylock.gateway.toml" linux-x86_64 requirements-linux-x86_64.txt
+compile requirements-uv.in "$work/pylock.uv.toml"
+write "$work/pylock.uv.toml" all requirements-uv.txt

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Everything there is to check, the quick first; pytest comes last, so that its summary closes the output.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+sandbox_down() {
+  tests/sandbox/sandbox --realm test down >/dev/null
+}
+
+part() { # TITLE COMMAND...
+  local title=$1 started=$SECONDS
+  shift
+  printf '\n=== %s\n' "$title"
+  "$@"
+  printf '=== %s: %s s\n' "$title" "$((SECONDS - started))"
+}
+
+part 'set up' tools/setup.sh dev sandbox
+# A run that was killed may have left sandbox Macs behind, and so may this one.
+sandbox_down
+trap sandbox_down EXIT
+part lint tools/lint.sh
+part sanity .venv/bin/python tests/sanity/run.py
+printf '\n=== tests\n'
+.venv/bin/pytest
