@@ -1,0 +1,274 @@
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation of the action plugin of the same name. Its options are the C(lmfleet_*) variables of an inventory."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: fleet_plan
+short_description: Check an inventory as a whole and work out what each host is to run
+version_added: "0.1.0"
+author:
+  - The lmfleet contributors (@lmfleet)
+description:
+  - Reads the variables below from every host of the inventory groups C(macs) and C(gateways),
+    checks them one by one and against each other, and reports every problem at once.
+    It runs on the controller, connects to no host and changes nothing.
+  - The options listed here are inventory variables. The task itself takes none.
+  - Variables that start with C(lmfleet_) or with the name of a role of this collection, and that nothing here knows,
+    are reported as well, with the name that was probably meant.
+  - The whole inventory is planned also when a run is narrowed with C(--limit),
+    so that a deployment keeps its id and gateways keep their routes.
+attributes:
+  check_mode:
+    description: Whether the task can run in check mode.
+    support: full
+  diff_mode:
+    description: Whether the task returns a diff.
+    support: none
+options:
+  lmfleet_models:
+    description:
+      - The catalogue. Each key is a model's name, the one that clients ask the gateway for.
+      - Declare it once for the whole fleet, in C(group_vars/all.yml).
+    type: dict
+    required: true
+    suboptions:
+      NAME:
+        description:
+          - A model. Letters, digits, C(.), C(_) and C(-); at most 64 characters;
+            unique also when case and a final C(-gguf) are ignored, as LM Studio does.
+        type: dict
+        suboptions:
+          source:
+            description:
+              - Where the model file comes from.
+                Exactly one of O(lmfleet_models.NAME.source.huggingface) and O(lmfleet_models.NAME.source.url).
+            type: dict
+            required: true
+            suboptions:
+              huggingface:
+                description:
+                  - A repository on Hugging Face, as C(publisher/repository). Needs O(lmfleet_models.NAME.source.file).
+                type: str
+              file:
+                description:
+                  - The file inside the repository.
+                type: str
+              revision:
+                description:
+                  - Branch, tag or commit of the repository.
+                type: str
+                default: main
+              url:
+                description:
+                  - Address of the file.
+                type: str
+              sha256:
+                description:
+                  - SHA-256 of the file, 64 hexadecimal digits. Hugging Face shows it on the file's page.
+                type: str
+                required: true
+          type:
+            description:
+              - What the model does.
+            type: str
+            choices: [llm, embedding]
+            default: llm
+          load: &load
+            description:
+              - How the model is loaded. What is not given stays at LM Studio's own default.
+            type: dict
+            default: {}
+            suboptions:
+              context_length:
+                description:
+                  - Context in tokens.
+                    With O(lmfleet_models.NAME.load.unified_kv_cache) it is a pool that the parallel requests share.
+                type: int
+              parallel:
+                description:
+                  - Requests that are served at the same time, 1 to 1023. More of them queue. Not for embeddings.
+                type: int
+              gpu:
+                description:
+                  - Share of the layers on the GPU, V(max), V(off), or a number from 0 to 1.
+                type: str
+              flash_attention:
+                description:
+                  - Flash attention. Needed for O(lmfleet_models.NAME.load.v_cache_quantization).
+                type: bool
+              cpu_threads:
+                description:
+                  - Number of CPU threads, or V(performance_cores) for as many as the Mac has performance cores.
+                type: str
+              eval_batch_size:
+                description:
+                  - Tokens of a prompt that are processed at a time.
+                type: int
+              physical_batch_size:
+                description:
+                  - Tokens that are computed in one go inside a batch.
+                type: int
+              unified_kv_cache:
+                description:
+                  - Whether the parallel requests share one context.
+                    When V(false), each has its own, at its own cost in memory.
+                type: bool
+              auto_fit:
+                description:
+                  - Whether LM Studio may change settings to make the model fit.
+                type: bool
+              offload_kv_cache_to_gpu:
+                description:
+                  - Whether the KV cache is kept in GPU memory.
+                type: bool
+              k_cache_quantization:
+                description:
+                  - Type of the K cache, such as V(f16) or V(q8_0).
+                type: str
+              v_cache_quantization:
+                description:
+                  - Type of the V cache, such as V(f16) or V(q8_0).
+                type: str
+              keep_model_in_memory:
+                description:
+                  - Whether the model may not be paged out.
+                type: bool
+              mmap:
+                description:
+                  - Whether the file is mapped rather than read.
+                type: bool
+              num_experts:
+                description:
+                  - Experts used per token. Only for mixture-of-experts models.
+                type: int
+  lmfleet_instances:
+    description:
+      - The LM Studio servers of a Mac, at most five. Each has a port, a home and a launchd job of its own.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description:
+          - Name of the instance, unique on its Mac. Lower-case letters, digits and C(-); at most 32 characters.
+        type: str
+        required: true
+      port:
+        description:
+          - Port of the server, 1024 to 65535, unique on its Mac.
+        type: int
+        required: true
+      models:
+        description:
+          - What the instance serves.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          name:
+            description:
+              - Name of a model of O(lmfleet_models).
+            type: str
+            required: true
+          copies:
+            description:
+              - How many times the model is loaded, 1 to 16. Each copy is a deployment of its own.
+            type: int
+            default: 1
+          load: *load
+  lmfleet_address:
+    description:
+      - Address or name at which the gateways reach this Mac.
+        C(ansible_host), or the inventory name, when it is not set.
+    type: str
+  lmfleet_bind_address:
+    description:
+      - Address that the instances of this Mac listen on.
+        Where it is not set, V(127.0.0.1) if this Mac is the only gateway,
+        otherwise O(lmfleet_address) if that is an address rather than a name.
+      - LM Studio asks clients for no token. Choose an address of a private network.
+    type: str
+  lmfleet_launchd_domain:
+    description:
+      - V(gui) makes the instances launch agents, which run while their user is logged in at the screen.
+        V(system) makes them launch daemons, which run from boot and need root to be installed.
+    type: str
+    choices: [gui, system]
+    default: gui
+  lmfleet_root:
+    description:
+      - Folder on the Macs that holds all that this collection makes.
+        C(.lmfleet) in the home of the login user when it is not set.
+    type: str
+  lmfleet_lock_timeout:
+    description:
+      - How many seconds a run waits for another run against the same fleet to end, before it fails.
+    type: int
+    default: 30
+"""
+
+EXAMPLES = r"""
+- name: Check the inventory and work out what each host is to run
+  hosts: macs:gateways
+  gather_facts: false
+  tasks:
+    - name: Plan the fleet
+      lmfleet.mac.fleet_plan:
+      run_once: true
+      register: fleet
+
+    - name: Show what this host is to run
+      ansible.builtin.debug:
+        var: fleet.hosts[inventory_hostname]
+"""
+
+RETURN = r"""
+hosts:
+  description: What each host is to run, by inventory name.
+  returned: success
+  type: dict
+  contains:
+    instances:
+      description:
+        - The instances with name, port, address, url,
+          and per loaded copy of a model its name, identifier, type, path, sha256, load settings and deployment id.
+      type: list
+      elements: dict
+    models:
+      description: The model files that the host needs, each with name, path, url and sha256.
+      type: list
+      elements: dict
+    domain:
+      description: The launchd domain of the instances.
+      type: str
+    domains:
+      description: Every launchd domain that the host will use.
+      type: list
+      elements: str
+    ports:
+      description: What will be listened on, each with port, address, label and domain of the launchd job, and use.
+      type: list
+      elements: dict
+deployments:
+  description: Every deployment of the fleet, with id, model_group, model, mode, api_base, host, instance and parallel.
+  returned: success
+  type: list
+  elements: dict
+gateways:
+  description: Inventory names of the gateways.
+  returned: success
+  type: list
+  elements: str
+lock_timeout:
+  description: How many seconds to wait for another run.
+  returned: success
+  type: int
+problems:
+  description: What is wrong, one line each.
+  returned: failure
+  type: list
+  elements: str
+"""

@@ -1,0 +1,388 @@
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The fleet plan: from the values of an inventory to what each host is to run. Pure: no Ansible, no I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# LM Studio's control API takes the first free of these, on loopback: five of them, so five instances.
+CONTROL_PORTS = (41343, 52993, 16141, 39414, 22931)
+MAX_INSTANCES = len(CONTROL_PORTS)
+MAX_COPIES = 16
+MAX_PARALLEL = 1023
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+HUGGINGFACE_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+EMBEDDING_SETTINGS = {"context_length", "eval_batch_size", "gpu"}
+PUBLISHER_OF_URLS = "lmfleet"
+
+
+@dataclass
+class Host:
+    """What the plan needs to know of one host: validated C(lmfleet_*) values and where it can be reached."""
+
+    name: str
+    variables: dict[str, Any]
+    ansible_host: str | None = None
+    gateway: dict[str, Any] | None = None  # port, address, domain of the gateway on this host
+
+    @property
+    def address(self) -> str:
+        return self.variables.get("lmfleet_address") or self.ansible_host or self.name
+
+
+@dataclass
+class Plan:
+    """The outcome: problems, or what each host is to run and every deployment of the fleet."""
+
+    problems: list[str] = field(default_factory=list)
+    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deployments: list[dict[str, Any]] = field(default_factory=list)
+    gateways: list[str] = field(default_factory=list)
+
+
+def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) -> Plan:
+    """Plan a fleet.
+
+    C(hosts) holds every host of the two groups by inventory name; C(macs) and C(gateways) are the groups' members
+    in inventory order.
+    The plan's C(hosts) and C(deployments) can be used only when C(problems) is empty.
+    """
+    plan = Plan(gateways=list(gateways))
+    if not macs:
+        plan.problems.append("inventory: the group macs is empty. Put the Macs that are to serve models into it.")
+    if not gateways:
+        plan.problems.append(
+            "inventory: the group gateways is empty. Put at least one Mac into it; it may be one of the group macs."
+        )
+    catalogue = _catalogue(hosts, plan.problems)
+    for name in hosts:
+        host = hosts[name]
+        planned = {"instances": [], "models": [], "domain": host.variables["lmfleet_launchd_domain"]}
+        if name in macs:
+            planned["instances"] = _instances(host, catalogue, gateways, plan.problems)
+            used = {model["name"] for instance in planned["instances"] for model in instance["models"]}
+            planned["models"] = [model_file(model, catalogue[model]) for model in sorted(used)]
+        planned["ports"] = _ports(host, planned["instances"])
+        planned["domains"] = sorted({port["domain"] for port in planned["ports"]})
+        plan.hosts[name] = planned
+    plan.deployments = [
+        _deployment(host, instance, model)
+        for host in macs
+        if host in plan.hosts
+        for instance in plan.hosts[host]["instances"]
+        for model in instance["models"]
+    ]
+    for deployment_id, count in Counter(deployment["id"] for deployment in plan.deployments).items():
+        if count > 1:
+            where = ", ".join(
+                f"{d['host']}/{d['instance']}/{d['model']}" for d in plan.deployments if d["id"] == deployment_id
+            )
+            plan.problems.append(
+                f"deployment id {deployment_id} would be used {count} times ({where}). "
+                "Rename one of the instances or models."
+            )
+    return plan
+
+
+def model_file(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the file of a model comes from and where it goes: name, path (publisher/name/file), url, sha256."""
+    source = model["source"]
+    if source["huggingface"]:
+        publisher = source["huggingface"].split("/")[0]
+        url = f"https://huggingface.co/{source['huggingface']}/resolve/{source['revision']}/{source['file']}"
+    else:
+        publisher, url = PUBLISHER_OF_URLS, source["url"]
+    # The folder decides the key that LM Studio gives a model: one folder a model keeps the keys apart.
+    return {
+        "name": name,
+        "path": f"{publisher}/{name}/{_file_name(url)}",
+        "url": url,
+        "sha256": source["sha256"].lower(),
+    }
+
+
+def _file_name(url: str) -> str:
+    return url.split("?")[0].split("#")[0].rstrip("/").rsplit("/", 1)[-1]
+
+
+def _catalogue(hosts: Mapping[str, Host], problems: list[str]) -> dict[str, Any]:
+    """Return the models that are sound, after reporting those that are not."""
+    declared = {name: host.variables["lmfleet_models"] for name, host in hosts.items()}
+    first = next(iter(declared), None)
+    catalogue = declared.get(first) or {}
+    different = [name for name, models in declared.items() if models != catalogue]
+    if different:
+        problems.append(
+            f"{', '.join(different)}: lmfleet_models differs from that of {first}. "
+            "The catalogue belongs to the whole fleet: declare it once, in group_vars/all."
+        )
+    keys = Counter(_lmstudio_key(name) for name in catalogue)
+    sound = {}
+    for name, model in catalogue.items():
+        found = list(_model_problems(name, model))
+        if keys[_lmstudio_key(name)] > 1:
+            found.append(
+                "has a twin that differs only in case or by -gguf, which LM Studio cannot tell apart: rename one."
+            )
+        problems.extend(f"lmfleet_models.{name}: {problem}" for problem in found)
+        # What the schema has found wrong with a model is reported already.
+        source = model.get("source") or {}
+        if not found and source.get("sha256"):
+            sound[name] = model
+    return sound
+
+
+def _lmstudio_key(name: str) -> str:
+    """Return what LM Studio makes of the name of a model's folder."""
+    return name.casefold().removesuffix("-gguf")
+
+
+def _model_problems(name: str, model: Mapping[str, Any]):
+    if not MODEL_NAME.fullmatch(name):
+        yield (
+            "a name has letters, digits, '.', '_' and '-', starts with a letter or digit, "
+            "and has at most 64 characters."
+        )
+    source = model.get("source")
+    if source:
+        yield from _source_problems(source)
+    yield from _load_problems(model["type"], model.get("load") or {})
+
+
+def _source_problems(source: Mapping[str, Any]):
+    given = [kind for kind in ("huggingface", "url") if source.get(kind)]
+    if len(given) != 1:
+        yield f"source needs exactly one of huggingface and url, and has {' and '.join(given) or 'neither'}."
+    elif given == ["huggingface"]:
+        if not HUGGINGFACE_REPOSITORY.fullmatch(source["huggingface"]):
+            yield f"source.huggingface must look like publisher/repository, not {source['huggingface']!r}."
+        if not source.get("file"):
+            yield "source.file is missing: name the file inside the repository."
+    elif not re.match(r"https?://[^/]+/.", source["url"]) or not _file_name(source["url"]):
+        yield f"source.url must be an http or https address of a file, not {source['url']!r}."
+    if source.get("sha256") and not SHA256.fullmatch(source["sha256"]):
+        yield f"source.sha256 must be 64 hexadecimal digits, not {source['sha256']!r}."
+
+
+def _load_problems(model_type: str, load: Mapping[str, Any]):
+    given = {key: value for key, value in load.items() if value is not None}
+    if model_type == "embedding" and set(given) - EMBEDDING_SETTINGS:
+        yield f"load: {', '.join(sorted(set(given) - EMBEDDING_SETTINGS))} cannot be set for a model of type embedding."
+    for key in ("context_length", "eval_batch_size", "physical_batch_size", "num_experts"):
+        if key in given and given[key] < 1:
+            yield f"load.{key} must be at least 1, not {given[key]}."
+    if "parallel" in given and not 1 <= given["parallel"] <= MAX_PARALLEL:
+        yield f"load.parallel must be from 1 to {MAX_PARALLEL}, not {given['parallel']}."
+    if "gpu" in given and given["gpu"] not in ("max", "off") and not _is_share(given["gpu"]):
+        yield f"load.gpu must be max, off or a number from 0 to 1, not {given['gpu']!r}."
+    threads = given.get("cpu_threads", "1")
+    if threads != "performance_cores" and not (threads.isdigit() and int(threads) >= 1):
+        yield f"load.cpu_threads must be a number of at least 1, or performance_cores, not {threads!r}."
+    if given.get("v_cache_quantization") and given.get("flash_attention") is not True:
+        yield "load.v_cache_quantization needs load.flash_attention: true."
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
+def _instances(
+    host: Host, catalogue: Mapping[str, Any], gateways: list[str], problems: list[str]
+) -> list[dict[str, Any]]:
+    def report(where: str, what: str) -> None:
+        problems.append(f"{host.name}: {where}: {what}")
+
+    declared = host.variables["lmfleet_instances"]
+    if not declared:
+        report(
+            "lmfleet_instances",
+            "a host of the group macs needs at least one instance. Declare one, or take the host out of the group.",
+        )
+    if len(declared) > MAX_INSTANCES:
+        report(
+            "lmfleet_instances",
+            f"{len(declared)} instances, but a Mac can run at most {MAX_INSTANCES}: "
+            f"LM Studio has {MAX_INSTANCES} control ports. Load several models on one instead.",
+        )
+    bind_address = _bind_address(host, gateways, report)
+    _port_problems(host, declared, report)
+    for name, count in Counter(instance["name"] for instance in declared).items():
+        if count > 1:
+            report("lmfleet_instances", f"{count} instances are named {name}. Give each a name of its own.")
+    planned = []
+    for instance in declared:
+        where = f"lmfleet_instances ({instance['name']})"
+        if not INSTANCE_NAME.fullmatch(instance["name"] or ""):
+            report(
+                where,
+                "a name has lower-case letters, digits and '-', starts with a letter or digit, "
+                "and has at most 32 characters.",
+            )
+        if not instance["models"]:
+            report(where, "serves no model. Name at least one of lmfleet_models.")
+        models = _models_of_instance(host, instance, catalogue, lambda what, where=where: report(where, what))
+        # A server that listens everywhere is asked at loopback from its own Mac.
+        local = "127.0.0.1" if bind_address in ("0.0.0.0", "::") else bind_address
+        reached = bind_address if _is_loopback(bind_address) else host.address
+        planned.append(
+            {
+                "name": instance["name"],
+                "port": instance["port"],
+                "address": bind_address,
+                "url": f"http://{_url_host(local)}:{instance['port']}",
+                "api_base": f"http://{_url_host(reached)}:{instance['port']}/v1",
+                "models": models,
+            }
+        )
+    return planned
+
+
+def _models_of_instance(
+    host: Host, instance: Mapping[str, Any], catalogue: Mapping[str, Any], report
+) -> list[dict[str, Any]]:
+    loaded = []
+    for name, count in Counter(entry["name"] for entry in instance["models"]).items():
+        if count > 1:
+            report(f"names the model {name} {count} times. Name it once, with copies: {count}.")
+    for entry in instance["models"]:
+        model = catalogue.get(entry["name"])
+        if model is None:
+            declared = host.variables["lmfleet_models"] or {}
+            if entry["name"] not in declared:
+                report(
+                    f"serves the unknown model {entry['name']!r}. "
+                    f"lmfleet_models has: {', '.join(sorted(declared)) or 'none'}."
+                )
+            continue
+        if not 1 <= entry["copies"] <= MAX_COPIES:
+            report(f"{entry['name']}: copies must be from 1 to {MAX_COPIES}, not {entry['copies']}.")
+            continue
+        overrides = {key: value for key, value in (entry["load"] or {}).items() if value is not None}
+        load = {**{key: value for key, value in (model["load"] or {}).items() if value is not None}, **overrides}
+        for problem in _load_problems(model["type"], load) if overrides else ():
+            report(f"{entry['name']}: {problem}")
+        for copy in range(1, entry["copies"] + 1):
+            suffix = "" if copy == 1 else f"-{copy}"
+            loaded.append(
+                {
+                    "name": entry["name"],
+                    "identifier": f"{entry['name']}{suffix}",
+                    "deployment_id": f"{host.name}-{instance['name']}-{entry['name']}{suffix}",
+                    "type": model["type"],
+                    "load": load,
+                    **{
+                        key: value
+                        for key, value in model_file(entry["name"], model).items()
+                        if key in ("path", "sha256")
+                    },
+                }
+            )
+    for identifier, count in Counter(model["identifier"] for model in loaded).items():
+        if count > 1:
+            report(
+                f"would load two models as {identifier}: the second copy of a model gets the suffix -2. "
+                "Rename one of the models."
+            )
+    return loaded
+
+
+def _bind_address(host: Host, gateways: list[str], report) -> str:
+    only_gateway = gateways == [host.name]
+    bind_address = host.variables.get("lmfleet_bind_address")
+    if bind_address is None:
+        if only_gateway:
+            return "127.0.0.1"
+        bind_address = host.address
+        if not _is_address(bind_address):
+            report(
+                "lmfleet_bind_address",
+                f"is not set, and lmfleet_address {bind_address!r} is a name, which a server cannot be bound to. "
+                "Set it to an address of this Mac in a private network (or 0.0.0.0 to listen on all).",
+            )
+    elif not _is_address(bind_address):
+        report("lmfleet_bind_address", f"must be an IP address, not {bind_address!r}.")
+    elif _is_loopback(bind_address) and not only_gateway:
+        report(
+            "lmfleet_bind_address",
+            f"{bind_address} cannot be reached by the gateways {', '.join(gateways)}. "
+            "Set an address of a private network.",
+        )
+    return bind_address
+
+
+def _port_problems(host: Host, declared: list[Mapping[str, Any]], report) -> None:
+    users: dict[int, list[str]] = {}
+    for instance in declared:
+        if isinstance(instance["port"], int):
+            users.setdefault(instance["port"], []).append(f"instance {instance['name']}")
+    if host.gateway:
+        users.setdefault(host.gateway["port"], []).append("the gateway (litellm_port)")
+    for port, names in users.items():
+        if len(names) > 1:
+            report("lmfleet_instances", f"port {port} is used by {' and '.join(names)}. Give each a port of its own.")
+        if not 1024 <= port <= 65535:
+            report("lmfleet_instances", f"port {port} of {names[0]} must be from 1024 to 65535.")
+        if port in CONTROL_PORTS:
+            report(
+                "lmfleet_instances", f"port {port} of {names[0]} is one of LM Studio's control ports. Choose another."
+            )
+
+
+def _ports(host: Host, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what will be listened on, and by which launchd job, in the form that role mac_host checks."""
+    ports = [
+        {
+            "port": instance["port"],
+            "address": instance["address"],
+            "label": f"lmfleet.instance.{instance['name']}",
+            "domain": host.variables["lmfleet_launchd_domain"],
+            "use": f"instance {instance['name']}",
+        }
+        for instance in instances
+    ]
+    if host.gateway:
+        ports.append({**host.gateway, "label": "lmfleet.gateway", "use": "the gateway"})
+    return ports
+
+
+def _deployment(host: str, instance: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": model["deployment_id"],
+        "model_group": model["name"],
+        "model": model["identifier"],
+        "mode": "embedding" if model["type"] == "embedding" else "chat",
+        "api_base": instance["api_base"],
+        "host": host,
+        "instance": instance["name"],
+        "parallel": model["load"].get("parallel"),
+    }
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(text: str) -> bool:
+    return _is_address(text) and ipaddress.ip_address(text).is_loopback
+
+
+def _url_host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

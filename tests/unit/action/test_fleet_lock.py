@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The task fleet_lock: one run at a time, held for as long as the run lives and not longer."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+LOCK = {"lmfleet.mac.fleet_lock": {"timeout": 1}, "run_once": True}
+LONG = {"ansible.builtin.pause": {"seconds": 30}}
+MARK = "the lock is taken"
+
+
+@pytest.fixture
+def inventory(inventory):
+    inventory["all"]["children"]["macs"]["hosts"]["mac-1"]["ansible_host"] = f"fleet-{uuid.uuid4()}"
+    return inventory
+
+
+def start_and_wait_for_lock(controller, inventory):
+    run = controller(inventory, [LOCK, {"ansible.builtin.debug": {"msg": MARK}}, LONG])
+    for line in run.stdout:
+        if MARK in line:
+            return run
+    raise AssertionError("the run ended before it had the lock")
+
+
+def test_a_second_run_is_refused_and_told_who_holds_the_lock(controller, inventory):
+    first = start_and_wait_for_lock(controller, inventory)
+    try:
+        second = controller(inventory, [LOCK])
+        output = second.communicate(timeout=60)[0]
+        assert second.returncode != 0
+        assert f"process {first.pid}" in output
+        assert "Nothing has been changed" in output
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_killed_run_frees_the_lock(controller, inventory):
+    first = start_and_wait_for_lock(controller, inventory)
+    first.kill()
+    second = controller(inventory, [LOCK])
+    output = second.communicate(timeout=60)[0]
+    first.communicate()
+    assert second.returncode == 0, output
+
+
+def test_another_fleet_has_another_lock(controller, inventory):
+    first = start_and_wait_for_lock(controller, inventory)
+    try:
+        inventory["all"]["children"]["macs"]["hosts"]["mac-1"]["ansible_host"] = "another"
+        second = controller(inventory, [LOCK])
+        assert second.communicate(timeout=60)[0]
+        assert second.returncode == 0
+    finally:
+        first.kill()
+        first.communicate()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The task fleet_plan in a real play: it reads the inventory of all hosts and tells every problem in one message."""
+
+from __future__ import annotations
+
+PLAN = {"lmfleet.mac.fleet_plan": None, "run_once": True, "register": "fleet"}
+
+
+def test_every_host_gets_the_plan(controller, inventory):
+    show = {
+        "ansible.builtin.debug": {
+            "msg": "{{ inventory_hostname }} serves {{ fleet.hosts[inventory_hostname].instances[0].api_base }}"
+        }
+    }
+    run = controller(inventory, [PLAN, show])
+    output = run.communicate(timeout=60)[0]
+    assert run.returncode == 0, output
+    assert "mac-1 serves http://127.0.0.1:1244/v1" in output
+    assert "mac-2 serves http://10.0.0.2:1244/v1" in output
+
+
+def test_templates_in_the_inventory_are_evaluated(controller, inventory):
+    inventory["all"]["vars"].update(
+        first_port=1300, lmfleet_instances=[{"name": "a", "port": "{{ first_port + 1 }}", "models": [{"name": "chat"}]}]
+    )
+    show = {"ansible.builtin.debug": {"msg": "port {{ fleet.hosts['mac-2'].instances[0].port }}"}}
+    output = controller(inventory, [PLAN, show]).communicate(timeout=60)[0]
+    assert "port 1301" in output
+
+
+def test_all_problems_come_in_one_message(controller, inventory):
+    variables = inventory["all"]["vars"]
+    variables["lmfleet_instnaces"] = []
+    variables["litellm_prot"] = 4000
+    variables["lmstudio_models"] = []
+    variables["lmfleet_bind_address"] = "{{ nowhere }}"
+    del variables["lmfleet_models"]["chat"]["source"]["sha256"]
+    inventory["all"]["children"]["gateways"] = {"hosts": {}}
+    run = controller(inventory, [PLAN])
+    output = run.communicate(timeout=60)[0]
+    assert run.returncode != 0
+    for words in (
+        "6 problems in the inventory. Nothing has been changed.",
+        "mac-1, mac-2: lmfleet_instnaces: no such variable. Did you mean lmfleet_instances?",
+        "mac-1, mac-2: litellm_prot: no such variable. Did you mean litellm_port?",
+        "mac-1, mac-2: lmstudio_models: is worked out from the lmfleet_ variables and cannot be set.",
+        "mac-1, mac-2: lmfleet_models.chat.source: sha256 is missing.",
+        "lmfleet_bind_address: cannot be evaluated",
+        "the group gateways is empty",
+    ):
+        assert words in output, output

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The fleet plan as a pure function: what it makes of a sound inventory, and what it says of each mistake."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.lmfleet.mac.plugins.plugin_utils.fleet_plan import Host, plan_fleet
+from ansible_collections.lmfleet.mac.plugins.plugin_utils.fleet_schema import shared_options, validate
+
+SHA = "a" * 64
+MODELS = {
+    "chat": {
+        "source": {"url": "http://files/chat.gguf", "sha256": SHA},
+        "load": {"context_length": 4096, "parallel": 4},
+    },
+    "embed": {
+        "source": {"huggingface": "nomic-ai/embed-GGUF", "file": "q8/embed.gguf", "sha256": SHA.upper()},
+        "type": "embedding",
+    },
+}
+
+
+def host(name="mac-1", instances=None, models=None, gateway=None, ansible_host=None, **variables):
+    declared = {
+        "lmfleet_models": MODELS if models is None else models,
+        "lmfleet_instances": instances or [],
+        **variables,
+    }
+    checked = {}
+    for variable, option in shared_options().items():
+        value = declared.get(variable, option.get("default"))
+        checked[variable], problems = (None, []) if value is None else validate(value, option, variable)
+        assert problems == []
+    return Host(name, checked, ansible_host, gateway)
+
+
+def instance(name="chat-a", port=1234, models=({"name": "chat"},)):
+    return {"name": name, "port": port, "models": list(models)}
+
+
+def plan(*hosts, macs=None, gateways=("mac-1",)):
+    return plan_fleet(
+        {host.name: host for host in hosts}, macs if macs is not None else [host.name for host in hosts], list(gateways)
+    )
+
+
+def only_problem(outcome):
+    assert len(outcome.problems) == 1, outcome.problems
+    return outcome.problems[0]
+
+
+def test_a_sound_fleet_has_instances_models_and_deployments():
+    outcome = plan(
+        host(
+            instances=[
+                instance(models=[{"name": "chat", "copies": 2, "load": {"parallel": 2}}]),
+                instance("embed", 1235, [{"name": "embed"}]),
+            ]
+        )
+    )
+    assert outcome.problems == []
+    planned = outcome.hosts["mac-1"]
+    assert [model["name"] for model in planned["models"]] == ["chat", "embed"]
+    assert planned["models"][1] == {
+        "name": "embed",
+        "path": "nomic-ai/embed/embed.gguf",
+        "url": "https://huggingface.co/nomic-ai/embed-GGUF/resolve/main/q8/embed.gguf",
+        "sha256": SHA,
+    }
+    assert planned["instances"][0]["models"][1] == {
+        "name": "chat",
+        "identifier": "chat-2",
+        "deployment_id": "mac-1-chat-a-chat-2",
+        "type": "llm",
+        "load": {"context_length": 4096, "parallel": 2},
+        "path": "lmfleet/chat/chat.gguf",
+        "sha256": SHA,
+    }
+    assert [deployment["id"] for deployment in outcome.deployments] == [
+        "mac-1-chat-a-chat",
+        "mac-1-chat-a-chat-2",
+        "mac-1-embed-embed",
+    ]
+    assert outcome.deployments[2]["mode"] == "embedding"
+
+
+def test_a_mac_that_is_the_only_gateway_is_served_over_loopback():
+    planned = plan(host(instances=[instance()], ansible_host="mac-1.local")).hosts["mac-1"]["instances"][0]
+    assert (planned["address"], planned["api_base"]) == ("127.0.0.1", "http://127.0.0.1:1234/v1")
+
+
+def test_other_macs_listen_on_the_address_that_gateways_use():
+    outcome = plan(
+        host(instances=[instance()], ansible_host="10.0.0.1"), host("mac-2", [instance()], ansible_host="10.0.0.2")
+    )
+    assert outcome.problems == []
+    assert outcome.hosts["mac-2"]["instances"][0]["api_base"] == "http://10.0.0.2:1234/v1"
+
+
+def test_a_server_that_listens_everywhere_is_reached_by_address_and_asked_at_loopback():
+    first = host(instances=[instance()], ansible_host="10.0.0.1")
+    second = host("mac-2", [instance()], ansible_host="mac-2.local", lmfleet_bind_address="0.0.0.0")
+    planned = plan(first, second).hosts["mac-2"]["instances"][0]
+    assert planned["api_base"] == "http://mac-2.local:1234/v1"
+    assert planned["url"] == "http://127.0.0.1:1234"
+
+
+def test_a_gateway_that_is_no_mac_of_the_group_needs_no_instances():
+    outcome = plan(
+        host(instances=[instance()], ansible_host="10.0.0.1"), host("front"), macs=["mac-1"], gateways=["front"]
+    )
+    assert outcome.problems == []
+    assert outcome.hosts["front"]["instances"] == []
+
+
+MISTAKES = {
+    "two instances on one port": (
+        [instance(), instance("chat-b")],
+        ["port 1234 is used by instance chat-a and instance chat-b"],
+    ),
+    "six instances": ([instance(f"i{n}", 1234 + n) for n in range(6)], ["6 instances", "at most 5"]),
+    "unknown model": ([instance(models=[{"name": "chta"}])], ["unknown model 'chta'", "chat, embed"]),
+    "one name twice": ([instance(), instance(port=1235)], ["2 instances are named chat-a"]),
+    "a bad name": ([instance("Chat A")], ["lower-case letters"]),
+    "a control port": ([instance(port=41343)], ["41343", "control ports"]),
+    "a low port": ([instance(port=80)], ["from 1024 to 65535"]),
+    "no model": ([instance(models=[])], ["serves no model"]),
+    "a model twice": ([instance(models=[{"name": "chat"}, {"name": "chat"}])], ["copies: 2"]),
+    "no copies": ([instance(models=[{"name": "chat", "copies": 0}])], ["copies must be from 1 to 16"]),
+    "a load that cannot be": (
+        [instance(models=[{"name": "chat", "load": {"parallel": 2000}}])],
+        ["parallel must be from 1 to 1023"],
+    ),
+    "an embedding with slots": (
+        [instance(models=[{"name": "embed", "load": {"parallel": 2}}])],
+        ["parallel cannot be set", "embedding"],
+    ),
+    "no instance": ([], ["at least one instance"]),
+}
+
+
+@pytest.mark.parametrize(("instances", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_the_instances_is_named_with_its_host(instances, words):
+    problems = plan(host(instances=instances)).problems
+    assert any(all(word in problem for word in ["mac-1", *words]) for problem in problems), problems
+
+
+SOURCE = MODELS["chat"]["source"]
+MODEL_MISTAKES = {
+    "no source": ({"source": {"sha256": SHA}}, ["exactly one", "neither"]),
+    "two sources": ({"source": {**SOURCE, "huggingface": "a/b", "file": "c"}}, ["exactly one", "huggingface and url"]),
+    "a repository without file": ({"source": {"huggingface": "a/b", "sha256": SHA}}, ["source.file is missing"]),
+    "a bad repository": ({"source": {"huggingface": "a", "file": "c", "sha256": SHA}}, ["publisher/repository"]),
+    "a bad address": ({"source": {"url": "ftp://files/x", "sha256": SHA}}, ["http or https"]),
+    "a bad checksum": ({"source": {**SOURCE, "sha256": "abc"}}, ["64 hexadecimal digits", "abc"]),
+    "quantised V without flash attention": (
+        {"source": SOURCE, "load": {"v_cache_quantization": "q8_0"}},
+        ["flash_attention"],
+    ),
+    "a share beyond the whole": ({"source": SOURCE, "load": {"gpu": "2"}}, ["load.gpu"]),
+    "no threads": ({"source": SOURCE, "load": {"cpu_threads": "0"}}, ["cpu_threads"]),
+    "no context": ({"source": SOURCE, "load": {"context_length": 0}}, ["context_length must be at least 1"]),
+}
+
+
+@pytest.mark.parametrize(("model", "words"), MODEL_MISTAKES.values(), ids=MODEL_MISTAKES)
+def test_a_mistake_in_the_catalogue_is_named_with_its_model(model, words):
+    problem = only_problem(plan(host(instances=[instance()], models={**MODELS, "bad": model})))
+    assert all(word in problem for word in ["lmfleet_models.bad", *words]), problem
+
+
+@pytest.mark.parametrize("twin", ["Chat", "chat-GGUF"])
+def test_names_that_lm_studio_cannot_tell_apart_are_refused(twin):
+    outcome = plan(host(instances=[instance()], models={**MODELS, twin: MODELS["chat"]}))
+    assert f"lmfleet_models.{twin}: has a twin" in outcome.problems[1]
+
+
+def test_a_catalogue_that_differs_between_hosts_is_refused():
+    outcome = plan(
+        host(instances=[instance()], ansible_host="10.0.0.1"),
+        host("mac-2", [instance()], models={"chat": MODELS["chat"]}, ansible_host="10.0.0.2"),
+    )
+    assert "mac-2: lmfleet_models differs from that of mac-1" in only_problem(outcome)
+
+
+def test_the_gateway_port_counts_as_taken():
+    assert "the gateway (litellm_port)" in only_problem(
+        plan(host(instances=[instance(port=4000)], gateway={"port": 4000, "address": "127.0.0.1", "domain": "system"}))
+    )
+
+
+def test_empty_groups_are_refused():
+    assert "gateways is empty" in only_problem(plan(host(instances=[instance()], ansible_host="10.0.0.1"), gateways=[]))
+    assert "macs is empty" in only_problem(plan(host(), macs=[]))
+
+
+def test_a_name_to_bind_to_is_refused_with_the_cure():
+    outcome = plan(
+        host(instances=[instance()], ansible_host="10.0.0.1"), host("mac-2", [instance()], ansible_host="mac-2.local")
+    )
+    assert "mac-2: lmfleet_bind_address" in only_problem(outcome)
+
+
+def test_loopback_is_refused_when_another_host_is_the_gateway():
+    outcome = plan(
+        host(instances=[instance()], ansible_host="10.0.0.1"),
+        host("mac-2", [instance()], lmfleet_bind_address="127.0.0.1", ansible_host="10.0.0.2"),
+    )
+    assert "cannot be reached by the gateways mac-1" in only_problem(outcome)
+
+
+def test_a_second_copy_that_takes_another_models_name_is_refused():
+    outcome = plan(
+        host(
+            instances=[instance(models=[{"name": "chat", "copies": 2}, {"name": "chat-2"}])],
+            models={**MODELS, "chat-2": MODELS["chat"]},
+        ),
+    )
+    assert any("two models as chat-2" in problem for problem in outcome.problems)
+
+
+def test_one_deployment_id_for_two_deployments_is_refused():
+    first = host("a", [instance("b-c")], ansible_host="10.0.0.1")
+    second = host("a-b", [instance("c")], ansible_host="10.0.0.2")
+    assert "deployment id a-b-c-chat would be used 2 times" in only_problem(plan(first, second, gateways=["a"]))
+
+
+def test_every_problem_is_told_at_once():
+    outcome = plan(host(instances=[instance(models=[{"name": "nope"}]), instance("chat-b")]), gateways=[])
+    assert len(outcome.problems) >= 3
+
+
+def test_the_ports_of_a_host_are_listed_with_their_jobs():
+    gateway = {"port": 4000, "address": "127.0.0.1", "domain": "system"}
+    planned = plan(host(instances=[instance()], gateway=gateway)).hosts["mac-1"]
+    assert planned["domains"] == ["gui", "system"]
+    assert planned["ports"] == [
+        {
+            "port": 1234,
+            "address": "127.0.0.1",
+            "label": "lmfleet.instance.chat-a",
+            "domain": "gui",
+            "use": "instance chat-a",
+        },
+        {"port": 4000, "address": "127.0.0.1", "label": "lmfleet.gateway", "domain": "system", "use": "the gateway"},
+    ]
