@@ -1,0 +1,250 @@
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the instances of a Mac need, and whether they are ready. Pure: no I/O, no Ansible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import NamedTuple
+
+from ._files import canonical_json
+from ._launchd import Actual, Job, Service, parse_plist, plan
+from ._lmstudio_http import Server, WantedModel, differences, missing
+from ._names import instance_label
+
+#: LM Studio tries five control ports; a sixth daemon finds none.
+MOST_INSTANCES = 5
+
+#: Seconds on top of three polls after which a runner that has not written its status counts as hung.
+STALE_RESERVE = 30.0
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class InstanceError(Exception):
+    """A declaration that cannot be used, or an instance that does not become ready."""
+
+
+class Wanted(NamedTuple):
+    """An instance as declared: `content` is its instance.json, `generation` the sha256 of that."""
+
+    name: str
+    declaration: dict
+    content: str
+    generation: str
+    service: Service
+
+    @property
+    def address(self) -> str:
+        return self.declaration["address"]
+
+    @property
+    def port(self) -> int:
+        return self.declaration["port"]
+
+    def stale_after(self) -> float:
+        """Return the age in seconds beyond which a status of this instance is not believed."""
+        return 3 * float(self.declaration.get("poll_interval") or 0) + STALE_RESERVE
+
+    def models(self) -> list[WantedModel]:
+        """Return the declared models as a server would show them."""
+        return [
+            WantedModel(
+                model["identifier"], model.get("type", "llm"), model.get("context_length"), model.get("parallel")
+            )
+            for model in self.declaration["models"]
+        ]
+
+
+class Found(NamedTuple):
+    """An instance as it is: instance.json as text, status.json and its age in seconds, the job, the models link."""
+
+    declaration: str | None
+    status: dict
+    status_age: float
+    service: Actual
+    models_link_right: bool
+    runner_right: bool
+    moved_from: str | None
+
+    def pid(self) -> int | None:
+        return self.service.job.pid if self.service.job else None
+
+
+class Decision(NamedTuple):
+    """What one instance needs: `action` is nothing, live, restart, start or remove; `why` is in words."""
+
+    action: str
+    why: str
+    service_actions: list[str]
+
+
+def parse_wanted(entry: dict) -> Wanted:
+    """Return the Wanted of one entry of the module. Raises InstanceError, LaunchdError (for the plist)."""
+    name = entry["name"]
+    if not _NAME.fullmatch(name):
+        raise InstanceError(f"instance {name!r}: a name has letters, digits, '.', '_' and '-', at most 63 of them")
+    try:
+        declaration = json.loads(entry["declaration"])
+    except json.JSONDecodeError as error:
+        raise InstanceError(
+            f"instance {name}: declaration: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+        ) from None
+    trouble = _trouble_with(declaration, name)
+    if trouble:
+        raise InstanceError(f"instance {name}: declaration: {trouble}")
+    content = canonical_json(declaration)
+    generation = hashlib.sha256(content.encode("utf-8")).hexdigest()
+    label = instance_label(name)
+    plist = parse_plist(label, entry["plist"])
+    service = Service(label, "started", plist, (entry["plist"].strip() + "\n").encode("utf-8"))
+    return Wanted(name, declaration, content, generation, service)
+
+
+def _trouble_with(declaration: object, name: str) -> str:
+    if not isinstance(declaration, dict):
+        return "the top level must be an object"
+    if declaration.get("name") != name:
+        return f"its name is {declaration.get('name')!r}"
+    port = declaration.get("port")
+    if not isinstance(port, int) or not 1 <= port <= 65535:
+        return f"port {port!r} is not a number from 1 to 65535"
+    if not isinstance(declaration.get("address"), str):
+        return "address is missing"
+    models = declaration.get("models")
+    if not isinstance(models, list) or not all(isinstance(one, dict) and one.get("identifier") for one in models):
+        return "models must be a list of objects with an identifier"
+    return ""
+
+
+def check_together(wanted: list[Wanted]) -> None:
+    """Raise InstanceError when the instances cannot run on one Mac: too many, or two of one name or port."""
+    if len(wanted) > MOST_INSTANCES:
+        names = ", ".join(one.name for one in wanted)
+        raise InstanceError(f"{len(wanted)} instances ({names}): LM Studio has room for {MOST_INSTANCES} on one Mac")
+    for position, one in enumerate(wanted):
+        for other in wanted[:position]:
+            if one.name.lower() == other.name.lower():  # APFS ignores case
+                raise InstanceError(f"instance {one.name} is declared twice")
+            everywhere = {one.address, other.address} & {"0.0.0.0", "::"}
+            if one.port == other.port and (one.address == other.address or everywhere):
+                raise InstanceError(f"instances {other.name} and {one.name} both declare port {one.port}")
+
+
+def decide(wanted: Wanted, found: Found, plist_path: str, runner_version: str) -> Decision:
+    """Return what one instance needs. `runner_version` is the sha256 of the runner it shall run."""
+    service_actions = plan(wanted.service, plist_path, found.service)
+    if found.service.job is None:
+        return Decision("start", _why_start(found), service_actions)
+    why = _why_restart(wanted, found, service_actions, runner_version)
+    if why:
+        rest = [action for action in service_actions if action not in ("bootout", "bootstrap")]
+        return Decision("restart", why, ["bootout", *rest, "bootstrap"])
+    if found.declaration != wanted.content:
+        return Decision("live", "its models changed", service_actions)
+    if service_actions:
+        return Decision("live", "owner or mode of its property list", service_actions)
+    return Decision("nothing", "", [])
+
+
+def _why_start(found: Found) -> str:
+    if found.moved_from:
+        return f"it moves from launchd domain {found.moved_from}"
+    return "it is new" if found.declaration is None else "its launchd job is not loaded"
+
+
+def _why_restart(wanted: Wanted, found: Found, service_actions: list[str], runner_version: str) -> str:
+    if "bootout" in service_actions:
+        return "its property list changed"
+    if not found.runner_right or (reports(found) and found.status.get("runner") != runner_version):
+        return "the instance runner changed"
+    if not found.models_link_right:
+        return "its models folder changed"
+    if reports(found) and found.status_age > wanted.stale_after():
+        return f"its runner has not reported for {found.status_age:.0f} s"
+    return _why_not_live(wanted, found)
+
+
+def _why_not_live(wanted: Wanted, found: Found) -> str:
+    if found.declaration in (None, wanted.content):
+        return "" if found.declaration else "its instance.json is missing"
+    try:
+        before = json.loads(found.declaration)
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        # Broken by hand: a runner that still holds what we want needs the file back, nothing more.
+        same = found.status.get("generation") == wanted.generation
+        return "" if same else "its instance.json is invalid"
+    names = sorted({*before, *wanted.declaration} - {"models"})
+    changed = [name for name in names if before.get(name) != wanted.declaration.get(name)]
+    return f"changed: {', '.join(changed)}" if changed else ""
+
+
+def reports(found: Found) -> bool:
+    """Tell whether status.json is from the process that launchd has running now."""
+    return found.pid() is not None and found.status.get("pid") == found.pid()
+
+
+class Verdict(NamedTuple):
+    """Whether an instance is ready; if not, `seen` says what is in the way, and `lasting` that waiting rarely helps."""
+
+    ready: bool
+    lasting: bool
+    seen: str
+
+
+def judge_status(wanted: Wanted, status: dict, age: float, job: Job | None) -> Verdict:
+    """Judge by what launchd and the runner say; whether the server serves is judged by `judge_server`."""
+    if job is None or job.pid is None:
+        last = f", last exit code {job.last_exit}" if job else ""
+        said = f"; it said: {status['error']}" if status.get("error") else ""
+        return Verdict(False, False, f"its job has no process{last}{said}")
+    if status.get("pid") != job.pid:
+        return Verdict(False, False, f"its runner (process {job.pid}) has not reported yet")
+    if age > wanted.stale_after():
+        return Verdict(False, False, f"its runner (process {job.pid}) has not reported for {age:.0f} s")
+    state = status.get("state")
+    error = status.get("error") or ""
+    seen = f"state {state}" + (f": {error}" if error else "")
+    if status.get("generation") != wanted.generation:
+        return Verdict(False, False, f"the runner has not taken up the declaration; {seen}")
+    if state == "ready":
+        return Verdict(True, False, seen)
+    waiting_for_port = state == "starting" and bool(error) and not error.startswith("before this start")
+    return Verdict(False, waiting_for_port or (state == "degraded" and _tried_enough(status)), seen)
+
+
+def _tried_enough(status: dict) -> bool:
+    attempts = [model.get("attempts") or 0 for model in status.get("models") or []]
+    return not any(attempts) or max(attempts) > 1
+
+
+def judge_server(wanted: Wanted, server: Server) -> Verdict:
+    """Judge by what the server itself answers."""
+    if server.loaded is None:
+        return Verdict(False, False, server.seen)
+    absent = missing(wanted.models(), server)
+    if absent:
+        return Verdict(False, False, f"not loaded: {', '.join(absent)}; {server.seen}")
+    wrong = differences(wanted.models(), server)
+    if wrong:
+        return Verdict(False, True, "; ".join(wrong))
+    return Verdict(True, False, server.seen)
+
+
+def indistinct(statuses: list[dict]) -> list[str]:
+    """Return in words which instances share a daemon or a control port: then they are one server, not several."""
+    found = []
+    for position, one in enumerate(statuses):
+        for other in statuses[:position]:
+            for name in ("daemon_pid", "control_port"):
+                if one.get(name) is not None and one.get(name) == other.get(name):
+                    found.append(
+                        f"instances {other.get('instance')} and {one.get('instance')} share {name} {one.get(name)}: "
+                        "they are not two servers. Does LM Studio run a second daemon on this Mac?"
+                    )
+    return found

@@ -1,0 +1,161 @@
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The models folder: which files are missing, whether there is room for them, and fetching them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import NamedTuple
+
+from ._download import ChecksumError, DownloadError, fetch, free_bytes, is_digest, size_of
+from ._files import atomic_write, canonical_json, make_directory, owner_for, read_json, remove_file, sha256_file
+
+#: Bytes that must stay free on the disk after everything was fetched.
+RESERVE = 1 << 30
+
+_PART = re.compile(r"[^/\\:*?\"<>|\x00-\x1f]+")
+
+
+class ModelError(Exception):
+    """A model file that cannot be had; the text names the model, the source and what is wrong."""
+
+
+class ModelFile(NamedTuple):
+    """A file to have: `path` below the models folder, `source` a URL or an absolute path, `size` in bytes or None."""
+
+    name: str
+    path: str
+    source: str
+    sha256: str
+    size: int | None
+
+
+def checked_models(entries: list[dict]) -> list[ModelFile]:
+    """Return the files of the module's option.
+
+    Raises ModelError for a bad path or checksum, or two contents for one path.
+    """
+    files = []
+    seen: dict[str, dict] = {}
+    for entry in entries:
+        name, path = entry["name"], entry["path"]
+        parts = path.split("/")
+        if len(parts) != 3 or not all(_PART.fullmatch(part) and part not in (".", "..") for part in parts):
+            raise ModelError(f"model {name}: path {path!r} must be publisher/name/file")
+        if not is_digest(entry["sha256"], 64):
+            raise ModelError(f"model {name}: sha256 must be 64 hex digits")
+        same = seen.setdefault(path.lower(), entry)  # APFS ignores case
+        if (same["path"], same["sha256"].lower()) != (path, entry["sha256"].lower()):
+            raise ModelError(f"model {name}: path {path!r} is also that of model {same['name']}, with another content")
+        source = entry.get("url") or entry.get("src")
+        files.append(ModelFile(name, path, source, entry["sha256"].lower(), entry.get("size")))
+    return files
+
+
+class ModelFolder:
+    """The files on disk, and the index of what was verified: {path: {size, mtime_ns, sha256}}."""
+
+    def __init__(self, directory: str, index: str | None = None, partial: str | None = None) -> None:
+        beside = os.path.dirname(os.path.abspath(directory))
+        self.directory = directory
+        self.index = index or os.path.join(beside, "models.json")
+        self.partial = partial or os.path.join(beside, "partial")
+        #: sha256 of files that were found with another content than declared, by path.
+        self.seen: dict[str, str] = {}
+        stored = read_json(self.index)
+        self._verified: dict = stored if isinstance(stored, dict) else {}
+
+    def path_of(self, file: ModelFile) -> str:
+        return os.path.join(self.directory, *file.path.split("/"))
+
+    def size_on_disk(self, file: ModelFile) -> int:
+        return os.stat(self.path_of(file)).st_size
+
+    def missing(self, files: list[ModelFile], remember: bool) -> list[ModelFile]:
+        """Return the files that are absent or have another content; with `remember` the index is kept up to date."""
+        before = canonical_json(self._verified)
+        by_path = {file.path: file for file in files}  # two models may share a file
+        missing = [file for file in by_path.values() if not self._is_verified(file)]
+        if remember and canonical_json(self._verified) != before:
+            self._write_index()
+        return missing
+
+    def _is_verified(self, file: ModelFile) -> bool:
+        path = self.path_of(file)
+        try:
+            info = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        entry = self._verified.get(file.path)
+        if not isinstance(entry, dict) or (entry.get("size"), entry.get("mtime_ns")) != _stamp(info):
+            entry = self._verified[file.path] = _entry(info, sha256_file(path))
+        if entry.get("sha256") == file.sha256:
+            return True
+        self.seen[file.path] = str(entry.get("sha256"))
+        return False
+
+    def _write_index(self) -> None:
+        make_directory(os.path.dirname(self.index))
+        atomic_write(self.index, canonical_json(self._verified))
+
+    def require_space(self, files: list[ModelFile]) -> None:
+        """Raise ModelError when the disk cannot hold all of `files`; a size nobody knows counts as nothing."""
+        needed = 0
+        for file in files:
+            size = file.size if file.size is not None else size_of(file.source)
+            part = self._part(file)
+            have = os.path.getsize(part) if os.path.exists(part) else 0
+            needed += max(0, (size or 0) - have)
+        free = free_bytes(self.directory)
+        if needed and free < needed + RESERVE:
+            names = ", ".join(sorted({file.name for file in files}))
+            raise ModelError(
+                f"the disk of {self.directory} has {free / 1e9:.1f} GB free, {(needed + RESERVE) / 1e9:.1f} GB are "
+                f"needed to fetch {names} and keep {RESERVE / 1e9:.1f} GB free: make room, or declare fewer models"
+            )
+
+    def _part(self, file: ModelFile) -> str:
+        # Named by content: what is there can be continued from any source that has the same file.
+        return os.path.join(self.partial, f"{file.sha256}.part")
+
+    def fetch(self, file: ModelFile, timeout: float) -> None:
+        """Fetch, verify and put in place one file. Raises ModelError; `timeout` is seconds for the transfer."""
+        part = self._part(file)
+        path = self.path_of(file)
+        try:
+            fetch(file.source, part, "sha256", file.sha256, timeout)
+        except ChecksumError as error:
+            raise ModelError(f"model {file.name}: {error}") from None
+        except DownloadError as error:
+            raise ModelError(f"model {file.name}: cannot fetch {error}") from None
+        self._put_in_place(file, part, path)
+        self._verified[file.path] = _entry(os.stat(path), file.sha256)
+        self._write_index()
+
+    def _put_in_place(self, file: ModelFile, part: str, path: str) -> None:
+        make_directory(os.path.dirname(path))
+        owner = owner_for(path)
+        os.chmod(part, 0o644)
+        if owner:
+            os.chown(part, *owner)
+        try:
+            os.replace(part, path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            remove_file(part)
+            raise ModelError(
+                f"model {file.name}: {self.partial} is on another disk than {self.directory}: set partial to a folder "
+                "on the same disk"
+            ) from None
+
+
+def _stamp(info: os.stat_result) -> tuple[int, int]:
+    return info.st_size, info.st_mtime_ns
+
+
+def _entry(info: os.stat_result, sha256: str) -> dict:
+    return {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "sha256": sha256}

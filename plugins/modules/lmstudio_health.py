@@ -1,0 +1,269 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module lmstudio_health."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lmstudio_health
+short_description: Tell whether LM Studio servers serve their models
+version_added: "0.1.0"
+author: ["The lmfleet contributors (@lmfleet)"]
+description:
+  - Looks at several LM Studio servers at once and waits until each serves the models it shall serve.
+  - A server is judged by the body of its greeting, by the models it has loaded with their settings and, if asked, by
+    one real request to each model. Status codes prove nothing there and are not looked at.
+  - Changes nothing. It works from the Mac itself and from any machine that reaches the servers.
+attributes:
+  check_mode:
+    description: Does the same.
+    support: full
+  diff_mode:
+    description: Never changes anything, so there is nothing to show.
+    support: none
+options:
+  instances:
+    description: The servers.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the instance, for messages.
+        type: str
+        required: true
+      url:
+        description: Where the server listens, without a path.
+        type: str
+        required: true
+      models:
+        description: The models it shall serve. Others that are loaded as well do not count against it.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          identifier:
+            description: The identifier clients ask for.
+            type: str
+            required: true
+          type:
+            description: The kind of model, which also decides how it is probed.
+            type: str
+            choices: [llm, embedding]
+            default: llm
+          context_length:
+            description: Context length in tokens it must be loaded with. Not compared when absent.
+            type: int
+          parallel:
+            description: Number of requests served at a time it must be loaded with. Not compared when absent.
+            type: int
+  probe:
+    description: V(completion) sends one short completion, or one embedding, to each model once it is loaded.
+    type: str
+    choices: [none, completion]
+    default: none
+  timeout:
+    description: Seconds to wait for everything, probes included. With V(0) each server is asked once.
+    type: int
+    default: 60
+  request_timeout:
+    description: Seconds one question to a server may take. A probe may take as long as O(timeout) leaves.
+    type: int
+    default: 5
+  fail:
+    description: Whether the task fails when an instance is not ready. Otherwise it only tells.
+    type: bool
+    default: true
+"""
+
+EXAMPLES = r"""
+- name: Wait for a server and let its model answer
+  lmfleet.mac.lmstudio_health:
+    instances:
+      - name: chat-a
+        url: http://127.0.0.1:1234
+        models:
+          - {identifier: smollm2, type: llm, context_length: 4096, parallel: 4}
+    probe: completion
+    timeout: 120
+  register: health
+
+- name: Look once, without failing
+  lmfleet.mac.lmstudio_health:
+    instances:
+      - {name: chat-b, url: "http://127.0.0.1:1235"}
+    timeout: 0
+    fail: false
+"""
+
+RETURN = r"""
+instances:
+  description: The servers in the order given.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the instance.
+      type: str
+      returned: always
+    ready:
+      description: Whether it greets, has everything loaded as wanted, and every probe was answered.
+      type: bool
+      returned: always
+    greeting:
+      description: Whether the greeting was that of LM Studio.
+      type: bool
+      returned: always
+    loaded:
+      description: Identifiers of all loaded models.
+      type: list
+      elements: str
+      returned: always
+    missing:
+      description: Identifiers that shall be loaded and are not.
+      type: list
+      elements: str
+      returned: always
+    differences:
+      description: What is loaded with other settings than wanted, in words.
+      type: list
+      elements: str
+      returned: always
+    probes:
+      description: One entry per model when probes were asked for and the models are loaded.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        identifier:
+          description: The model.
+          type: str
+          returned: always
+        ok:
+          description: Whether the answer was a real one.
+          type: bool
+          returned: always
+        latency_seconds:
+          description: Seconds until the whole answer was there, null when it failed.
+          type: float
+          returned: always
+        error:
+          description: What came instead, empty when it was answered.
+          type: str
+          returned: always
+    last_seen:
+      description: What was seen last, in words.
+      type: str
+      returned: always
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._lmstudio_http import Probe, Server, WantedModel, differences, look, missing, probe
+
+#: Seconds between two looks at a server that is not ready.
+_INTERVAL = 0.5
+
+
+def wanted_models(entry: dict) -> list[WantedModel]:
+    """Return the models one server shall serve."""
+    return [
+        WantedModel(model["identifier"], model["type"], model["context_length"], model["parallel"])
+        for model in entry["models"]
+    ]
+
+
+def watch(entry: dict, with_probes: bool, deadline: float, request_timeout: float) -> dict:
+    """Look at one server until it is ready or the deadline (monotonic seconds) is over; return its result."""
+    url = entry["url"].rstrip("/")
+    wanted = wanted_models(entry)
+    while True:
+        server = look(url, request_timeout)
+        probes: list[Probe] = []
+        ready = server.loaded is not None and not missing(wanted, server) and not differences(wanted, server)
+        if ready and with_probes:
+            for model in wanted:
+                probes.append(probe(url, model, max(request_timeout, deadline - time.monotonic())))
+            ready = all(one.ok for one in probes)
+        if ready or time.monotonic() + _INTERVAL >= deadline:
+            return result_of(entry["name"], wanted, server, probes, ready)
+        time.sleep(_INTERVAL)
+
+
+def result_of(name: str, wanted: list[WantedModel], server: Server, probes: list[Probe], ready: bool) -> dict:
+    """Return what the module tells of one server."""
+    return {
+        "name": name,
+        "ready": ready,
+        "greeting": server.greeting,
+        "loaded": sorted(server.loaded or {}),
+        "missing": missing(wanted, server),
+        "differences": differences(wanted, server),
+        "probes": [one._asdict() for one in probes],
+        "last_seen": server.seen,
+    }
+
+
+def complaint(url: str, result: dict) -> str:
+    """Return in words why an instance is not ready."""
+    reasons = [f"not loaded: {', '.join(result['missing'])}"] if result["missing"] else []
+    reasons += result["differences"]
+    reasons += [f"{one['identifier']} does not answer: {one['error']}" for one in result["probes"] if not one["ok"]]
+    return f"instance {result['name']} at {url}: {'; '.join(reasons) or 'not ready'}. Last seen: {result['last_seen']}"
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "instances": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "url": {"type": "str", "required": True},
+                    "models": {
+                        "type": "list",
+                        "elements": "dict",
+                        "default": [],
+                        "options": {
+                            "identifier": {"type": "str", "required": True},
+                            "type": {"type": "str", "choices": ["llm", "embedding"], "default": "llm"},
+                            "context_length": {"type": "int"},
+                            "parallel": {"type": "int"},
+                        },
+                    },
+                },
+            },
+            "probe": {"type": "str", "choices": ["none", "completion"], "default": "none"},
+            "timeout": {"type": "int", "default": 60},
+            "request_timeout": {"type": "int", "default": 5},
+            "fail": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    deadline = time.monotonic() + params["timeout"]
+    with_probes = params["probe"] == "completion"
+    with ThreadPoolExecutor(max_workers=max(1, min(32, len(params["instances"])))) as pool:
+        futures = [
+            pool.submit(watch, entry, with_probes, deadline, params["request_timeout"]) for entry in params["instances"]
+        ]
+        results = [future.result() for future in futures]
+    complaints = [
+        complaint(entry["url"], result) for entry, result in zip(params["instances"], results) if not result["ready"]
+    ]
+    if complaints and params["fail"]:
+        waited = f"after {params['timeout']} s" if params["timeout"] else "on the one look asked for"
+        module.fail_json(msg=f"not ready {waited}: " + " | ".join(complaints), instances=results)
+    module.exit_json(changed=False, instances=results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module lmstudio_install."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lmstudio_install
+short_description: Install one pinned version of llmster and lms
+version_added: "0.1.0"
+author: ["The lmfleet contributors (@lmfleet)"]
+description:
+  - Installs LM Studio's headless daemon C(llmster) and its CLI C(lms) from the vendor's archive into a folder of their
+    own, one folder per version. Other versions, and a desktop LM Studio on the same Mac, are not touched.
+  - The archive is verified before it is unpacked. Nothing is taken from the vendor's install script, and nothing is
+    updated by itself.
+  - An install that was cut off is removed and done again. An install that is complete costs no process and no network.
+  - Run it as the login user that shall own the install.
+attributes:
+  check_mode:
+    description: Tells whether an install would happen, without downloading anything.
+    support: full
+  diff_mode:
+    description: Shows the version and checksum before and after.
+    support: full
+options:
+  version:
+    description: Version as in the name of the archive, for example V(0.0.25-1).
+    type: str
+    required: true
+  url:
+    description: The archive as an http, https or file URL, or as an absolute path on the Mac.
+    type: str
+    required: true
+  checksum:
+    description:
+      - V(sha512:) and either the 128 hex digits or the place of a checksum file, as a URL or an absolute path.
+    type: str
+    required: true
+  directory:
+    description: Folder that holds one folder per version. The version's folder is the HOME of that install.
+    type: path
+    required: true
+  timeout:
+    description: Seconds the download may take, and again the bootstrap.
+    type: int
+    default: 3600
+  lock_timeout:
+    description: Seconds to wait for another run on the same Mac that is installing.
+    type: int
+    default: 120
+"""
+
+EXAMPLES = r"""
+- name: Install LM Studio from the vendor
+  lmfleet.mac.lmstudio_install:
+    version: 0.0.25-1
+    url: https://llmster.lmstudio.ai/download/0.0.25-1-darwin-arm64.full.tar.gz
+    checksum: sha512:https://llmster.lmstudio.ai/download/0.0.25-1-darwin-arm64.full.tar.gz.sha512
+    directory: /Users/admin/.lmfleet/llmster
+  register: lmstudio
+"""
+
+RETURN = r"""
+version:
+  description: The version asked for.
+  returned: success
+  type: str
+  sample: 0.0.25-1
+llmster:
+  description: Absolute path of the daemon. In check mode before the install, where it is expected to be.
+  returned: success
+  type: str
+  sample: /Users/admin/.lmfleet/llmster/0.0.25-1/.lmstudio/llmster/0.0.25-1/llmster
+lms:
+  description: Absolute path of the CLI.
+  returned: success
+  type: str
+  sample: /Users/admin/.lmfleet/llmster/0.0.25-1/.lmstudio/bin/lms
+home:
+  description: HOME of this install.
+  returned: success
+  type: str
+  sample: /Users/admin/.lmfleet/llmster/0.0.25-1
+"""
+
+import os
+import re
+import shutil
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._archive import ArchiveError, unpack
+from ..module_utils._download import (
+    ChecksumError,
+    DownloadError,
+    fetch,
+    is_digest,
+    local_path,
+    parse_checksum,
+    text_of,
+)
+from ..module_utils._files import (
+    LockTimeoutError,
+    atomic_write,
+    canonical_json,
+    exclusive,
+    file_diff,
+    hash_file,
+    make_directory,
+    read_json,
+    remove_file,
+)
+from ..module_utils._lms import Install, call, find_install, printed_version, prints_version
+
+_DIGITS = 128
+_VERSION_TIMEOUT = 60.0
+#: Written last, so a folder without it is an install that was cut off.
+_MARKER = "installed.json"
+
+
+class InstallError(Exception):
+    """An install that cannot be done; the text names version, source and next step."""
+
+
+def expected_digest(checksum: str, archive: str) -> str | None:
+    """Return the digest given by the option, None when it names a checksum file. Raises InstallError."""
+    algorithm, _colon, rest = checksum.partition(":")
+    if algorithm != "sha512" or not rest:
+        raise InstallError(f"checksum of {archive} must be sha512:<{_DIGITS} hex digits> or sha512:<URL of a file>")
+    if is_digest(rest, _DIGITS):
+        return rest.lower()
+    if "/" not in rest:
+        raise InstallError(f"checksum of {archive}: {rest!r} is neither {_DIGITS} hex digits nor the place of a file")
+    return None
+
+
+def installed(home: str, version: str, digest: str | None) -> Install | None:
+    """Return the complete install of that version at `home`, made from an archive of that digest if one is given."""
+    marker = read_json(os.path.join(home, _MARKER))
+    if not isinstance(marker, dict) or marker.get("version") != version:
+        return None
+    if digest is not None and marker.get("sha512") != digest:
+        return None
+    return find_install(home)
+
+
+def obtain(url: str, digest: str, part: str, timeout: float) -> str:
+    """Return the path of the verified archive: the local file itself, or `part` filled by a download."""
+    path = local_path(url)
+    if path is None:
+        fetch(url, part, "sha512", digest, timeout)
+        return part
+    if not os.path.isfile(path):
+        raise DownloadError(f"{path}: no such file on this Mac")
+    got = hash_file(path, "sha512")
+    if got != digest:
+        raise ChecksumError(f"{url}: wrong sha512: expected {digest}, got {got}. Nothing was kept.")
+    return path
+
+
+def bootstrap(archive: str, home: str, version: str, timeout: float) -> Install:
+    """Unpack the archive into `home`, let it install itself there, and return what it installed."""
+    unpacked = os.path.join(home, "archive")
+    os.makedirs(unpacked)
+    unpack(archive, unpacked)
+    program = os.path.join(unpacked, "llmster")
+    if not os.path.isfile(program):
+        raise InstallError(f"{archive}: there is no llmster in the archive of version {version}")
+    os.chmod(program, 0o755)
+    quiet = {"LMS_BOOTSTRAP_INSTALL_SH": "1", "LMS_NO_MODIFY_PATH": "1"}
+    result = call([program, "bootstrap"], home, timeout, **quiet)
+    install = find_install(home)
+    if install is None:
+        raise InstallError(f"llmster {version}: bootstrap did not install it; it said: {result.said()}")
+    if not install.llmster.startswith(unpacked + os.sep):
+        shutil.rmtree(unpacked)
+    answer = call([install.llmster, "--version"], home, _VERSION_TIMEOUT)
+    if not prints_version(answer.out, version):
+        said = answer.out.strip() or answer.said()
+        raise InstallError(f"llmster {version}: --version must print {printed_version(version)}, it printed {said!r}")
+    return install
+
+
+def do_install(params: dict, home: str, digest: str | None) -> tuple[Install, str]:
+    """Install into `home`, of which nothing is left when that fails; return the install and the archive's digest."""
+    version, url = params["version"], params["url"]
+    if digest is None:
+        source = params["checksum"].partition(":")[2]
+        digest = parse_checksum(text_of(source), os.path.basename(url), "sha512")
+    part = os.path.join(params["directory"], f".{version}.part")
+    archive = obtain(url, digest, part, params["timeout"])
+    if os.path.isdir(home):
+        shutil.rmtree(home)
+    make_directory(home)
+    try:
+        install = bootstrap(archive, home, version, params["timeout"])
+        marker = {"version": version, "sha512": digest, "llmster": install.llmster, "lms": install.lms}
+        atomic_write(os.path.join(home, _MARKER), canonical_json(marker))
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    remove_file(part)
+    return install, digest
+
+
+def ensure(module: AnsibleModule) -> dict:
+    """Return the results of the module; installs when that is needed."""
+    params = module.params
+    version, directory = params["version"], params["directory"]
+    if not re.fullmatch(r"[0-9][0-9A-Za-z.+-]*", version):
+        raise InstallError(f"{version!r} is not a version of llmster, such as 0.0.25-1")
+    home = os.path.join(directory, version)
+    digest = expected_digest(params["checksum"], params["url"])
+    install = installed(home, version, digest)
+    changed = install is None
+    before = read_json(os.path.join(home, _MARKER)) if changed else None
+    after = {"version": version, "sha512": digest or "as in the checksum file"}
+    if changed and not module.check_mode:
+        make_directory(directory)
+        with exclusive(directory, "lmstudio_install", params["lock_timeout"]):
+            install = installed(home, version, digest)  # another run may have done it meanwhile
+            if install is None:
+                install, after["sha512"] = do_install(params, home, digest)
+    if install is None:
+        lmstudio = os.path.join(home, ".lmstudio")
+        llmster = os.path.join(lmstudio, "llmster", version, "llmster")
+        install = Install(home, llmster, os.path.join(lmstudio, "bin", "lms"))
+    diff = []
+    if changed:
+        shown = {key: before.get(key) for key in after} if isinstance(before, dict) else None
+        diff = [file_diff(home, canonical_json(shown) if shown else None, canonical_json(after))]
+    return {
+        "changed": changed,
+        "version": version,
+        "home": home,
+        "llmster": install.llmster,
+        "lms": install.lms,
+        "diff": diff,
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "version": {"type": "str", "required": True},
+            "url": {"type": "str", "required": True},
+            "checksum": {"type": "str", "required": True},
+            "directory": {"type": "path", "required": True},
+            "timeout": {"type": "int", "default": 3600},
+            "lock_timeout": {"type": "int", "default": 120},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = ensure(module)
+    except (InstallError, DownloadError, ArchiveError, LockTimeoutError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,403 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module lmstudio_instances."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lmstudio_instances
+short_description: Run the LM Studio instances of a Mac
+version_added: "0.1.0"
+author: ["The lmfleet contributors (@lmfleet)"]
+description:
+  - Makes the instances of one Mac run as declared, each as a launchd job with a home of its own, and waits until each
+    serves its models.
+  - An instance is left alone when nothing differs. When only its models differ it goes on running and loads or unloads
+    just those. Anything else restarts it.
+  - All instances are brought up at the same time. That they are really several servers is proven by their daemons and
+    control ports.
+  - In domain V(gui) run it as the login user, in domain V(system) as root.
+attributes:
+  check_mode:
+    description: Tells the same actions with their reasons, changes nothing and waits for nothing.
+    support: full
+  diff_mode:
+    description: Shows each declaration and property list that changes.
+    support: full
+options:
+  directory:
+    description: Folder that holds the homes of the instances.
+    type: path
+    required: true
+  models_directory:
+    description: The models folder that all instances share.
+    type: path
+    required: true
+  runner:
+    description: The program that runs one instance.
+    type: dict
+    required: true
+    suboptions:
+      path:
+        description: Where it belongs on the Mac.
+        type: path
+        required: true
+      content:
+        description: Its text.
+        type: str
+        required: true
+  domain:
+    description: The launchd domain of the jobs. Jobs of the same instances in the other domain are removed.
+    type: str
+    choices: [gui, system]
+    default: gui
+  user:
+    description: The login user the instances run as. Defaults to the user that runs the module.
+    type: str
+  instances:
+    description: All instances of this Mac.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the instance. Its job is C(lmfleet.instance.<name>), its home C(<directory>/<name>).
+        type: str
+        required: true
+      declaration:
+        description: What the runner shall do, as JSON text.
+        type: str
+        required: true
+      plist:
+        description: The property list of the job, as XML text.
+        type: str
+        required: true
+  purge:
+    description: Whether instances that are not in the list are stopped and removed, home included. Models stay.
+    type: bool
+    default: true
+  timeout:
+    description: Seconds an instance may take until it serves all its models.
+    type: int
+    default: 900
+  lock_timeout:
+    description: Seconds to wait for another run on the same Mac that is changing instances.
+    type: int
+    default: 120
+"""
+
+EXAMPLES = r"""
+- name: Run one instance in the login session
+  lmfleet.mac.lmstudio_instances:
+    directory: /Users/admin/.lmfleet/instances
+    models_directory: /Users/admin/.lmfleet/models
+    runner:
+      path: /Users/admin/.lmfleet/instance_runner.py
+      content: "{{ lookup('ansible.builtin.file', 'instance_runner.py', rstrip=false) }}"
+    domain: gui
+    instances:
+      - name: chat-a
+        declaration: "{{ lookup('ansible.builtin.template', 'instance.json.j2') }}"
+        plist: "{{ lookup('ansible.builtin.template', 'instance.plist.j2') }}"
+
+- name: Remove all instances
+  lmfleet.mac.lmstudio_instances:
+    directory: /Users/admin/.lmfleet/instances
+    models_directory: /Users/admin/.lmfleet/models
+    runner:
+      path: /Users/admin/.lmfleet/instance_runner.py
+      content: "{{ lookup('ansible.builtin.file', 'instance_runner.py', rstrip=false) }}"
+    instances: []
+"""
+
+RETURN = r"""
+instances:
+  description: The instances in the order given, then those that were removed.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the instance.
+      type: str
+      returned: always
+    action:
+      description:
+        - V(nothing), V(live) (its models changed while it runs), V(restart), V(start) or V(remove).
+      type: str
+      returned: always
+    why:
+      description: The reason for the action, empty for V(nothing).
+      type: str
+      returned: always
+    pid:
+      description: Process of the runner, null when it has none.
+      type: int
+      returned: always
+    daemon_pid:
+      description: Process of llmster.
+      type: int
+      returned: always
+    control_port:
+      description: The port C(lms) reaches this daemon at.
+      type: int
+      returned: always
+    address:
+      description: Address the server listens on.
+      type: str
+      returned: always
+    port:
+      description: Port the server listens on.
+      type: int
+      returned: always
+    ready:
+      description: Whether it serves all declared models. In check mode, whether it said so when last seen.
+      type: bool
+      returned: always
+    models:
+      description: The models as in the runner's status, with identifier, key, status, queued, parallel and more.
+      type: list
+      elements: dict
+      returned: always
+    unmanaged:
+      description: Identifiers of models that somebody else loaded there.
+      type: list
+      elements: str
+      returned: always
+  sample:
+    - {name: chat-a, action: nothing, why: "", pid: 812, daemon_pid: 815, control_port: 41343, address: 127.0.0.1,
+       port: 1234, ready: true, models: [], unmanaged: []}
+"""
+
+import getpass
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._files import LockTimeoutError, exclusive, file_diff, make_directory
+from ..module_utils._instance_host import InstanceHost, Leftover, Outcome, Runner
+from ..module_utils._instances import (
+    Decision,
+    Found,
+    InstanceError,
+    Wanted,
+    check_together,
+    indistinct,
+    parse_wanted,
+)
+from ..module_utils._launchd import SYSTEM_FOLDER, Domain, Launchctl, LaunchdError, canonical, domain_for
+
+
+class Plan(NamedTuple):
+    """Everything a run will do: what to take away first, then each instance with what was found and decided."""
+
+    moved: list[Leftover]
+    departed: list[Leftover]
+    wanted: list[Wanted]
+    found: dict[str, Found]
+    decisions: dict[str, Decision]
+
+    def changes_anything(self) -> bool:
+        return bool(self.moved or self.departed) or any(one.action != "nothing" for one in self.decisions.values())
+
+
+def in_parallel(function, items: list) -> list:
+    """Return function(item) of each item, all at the same time."""
+    if not items:
+        return []
+    with ThreadPoolExecutor(max_workers=len(items)) as pool:
+        return list(pool.map(function, items))
+
+
+def other_domain(kind: str, user: str) -> Domain:
+    """Return the domain the instances do not belong in, whether or not this process may change jobs there."""
+    if kind == "gui" and os.geteuid() != 0:
+        return Domain("system", "system", SYSTEM_FOLDER, (0, 0), user)
+    return domain_for("system" if kind == "gui" else "gui", user)
+
+
+def moved_jobs(host: InstanceHost, wanted: list[Wanted], purge: bool, user: str) -> list[Leftover]:
+    """Return our jobs in the other domain. Raises InstanceError when there are some that need root."""
+    other = other_domain(host.launchctl.domain.kind, user)
+    declared = {one.name for one in wanted}
+    names = sorted(name for name in host.jobs_in(other) if purge or name in declared)
+    if names and other.kind == "system" and os.geteuid() != 0:
+        raise InstanceError(
+            f"instances {', '.join(names)} run in launchd domain system, and this task may not remove them there. Run "
+            "it once with become: true, or set lmfleet_launchd_domain: system again."
+        )
+    return [Leftover(name, Launchctl(other), name not in declared and host.has_home(name)) for name in names]
+
+
+def make_plan(host: InstanceHost, wanted: list[Wanted], purge: bool, user: str) -> Plan:
+    """Look at everything and decide; raise InstanceError or LaunchdError for what would go wrong halfway."""
+    moved = moved_jobs(host, wanted, purge, user)
+    gone = {one.name for one in moved}
+    departed = [one for one in host.leftovers(wanted) if one.name not in gone] if purge else []
+    from_domain = {one.name: one.launchctl.domain.kind for one in moved}
+    found = dict(
+        zip(
+            [one.name for one in wanted],
+            in_parallel(lambda one: host.find(one, from_domain.get(one.name)), wanted),
+        )
+    )
+    decisions = {one.name: host.decide(one, found[one.name]) for one in wanted}
+    if any(one.action in ("start", "restart") for one in decisions.values()):
+        host.launchctl.require_domain()
+    host.require_ports(wanted, decisions)
+    return Plan(moved, departed, wanted, found, decisions)
+
+
+def carry_out(host: InstanceHost, plan: Plan, timeout: float) -> list[Outcome]:
+    """Do what was planned: first what goes, which frees ports, then all instances at once."""
+    deadline = time.monotonic() + timeout
+    in_parallel(lambda one: host.remove(one, deadline), plan.moved)
+    in_parallel(lambda one: host.remove(one, deadline), plan.departed)
+    host.clean_up()
+    if plan.wanted:
+        host.write_runner()
+    return in_parallel(
+        lambda one: host.converge(one, plan.found[one.name], plan.decisions[one.name], timeout), plan.wanted
+    )
+
+
+def preview(plan: Plan) -> list[Outcome]:
+    """Return what a run would start from, for check mode."""
+    outcomes = []
+    for one in plan.wanted:
+        found, decision = plan.found[one.name], plan.decisions[one.name]
+        ready = decision.action == "nothing" and found.status.get("state") == "ready"
+        outcomes.append(Outcome(one.name, decision, found.service.job, found.status, ready, ""))
+    return outcomes
+
+
+def result_of(wanted: Wanted, outcome: Outcome) -> dict:
+    """Return what the module tells of one instance."""
+    status = outcome.status
+    return {
+        "name": wanted.name,
+        "action": outcome.decision.action,
+        "why": outcome.decision.why,
+        "pid": outcome.job.pid if outcome.job else None,
+        "daemon_pid": status.get("daemon_pid"),
+        "control_port": status.get("control_port"),
+        "address": wanted.address,
+        "port": wanted.port,
+        "ready": outcome.ready,
+        "models": status.get("models") or [],
+        "unmanaged": status.get("unmanaged") or [],
+    }
+
+
+def removed(leftover: Leftover) -> dict:
+    """Return what the module tells of an instance that is removed."""
+    nothing = dict.fromkeys(("pid", "daemon_pid", "control_port", "address", "port"))
+    why = "it is not declared"
+    return {
+        "name": leftover.name,
+        "action": "remove",
+        "why": why,
+        **nothing,
+        "ready": False,
+        "models": [],
+        "unmanaged": [],
+    }
+
+
+def diffs(host: InstanceHost, plan: Plan) -> list[dict]:
+    """Return a diff of each file that changes."""
+    entries = []
+    for one in plan.wanted:
+        found = plan.found[one.name]
+        pairs = [
+            (os.path.join(host.home(one.name), "instance.json"), found.declaration, one.content),
+            (
+                host.launchctl.domain.plist_path(one.service.label),
+                found.service.plist,
+                canonical(one.service.plist),
+            ),
+        ]
+        entries += [file_diff(*pair) for pair in pairs if pair[1] != pair[2]]
+    for leftover in plan.departed:
+        entries.append(file_diff(host.home(leftover.name), "an instance\n", None))
+    return entries
+
+
+def ensure(module: AnsibleModule) -> dict:
+    """Return the results of the module; `msg` is there when an instance is not ready."""
+    params = module.params
+    user = params["user"] or getpass.getuser()
+    wanted = [parse_wanted(entry) for entry in params["instances"]]
+    check_together(wanted)
+    launchctl = Launchctl(domain_for(params["domain"], user))
+    runner = Runner(params["runner"]["path"], params["runner"]["content"])
+    host = InstanceHost(params["directory"], params["models_directory"], runner, launchctl)
+    if module.check_mode:
+        plan = make_plan(host, wanted, params["purge"], user)
+        outcomes = preview(plan)
+    else:
+        make_directory(host.directory)
+        with exclusive(host.directory, "lmstudio_instances", params["lock_timeout"]):
+            plan = make_plan(host, wanted, params["purge"], user)
+            outcomes = carry_out(host, plan, params["timeout"])
+    departed = [*plan.departed, *(one for one in plan.moved if one.name not in plan.decisions)]
+    result = {
+        "changed": plan.changes_anything(),
+        "instances": [
+            *(result_of(one, outcome) for one, outcome in zip(wanted, outcomes)),
+            *(removed(leftover) for leftover in departed),
+        ],
+        "diff": diffs(host, plan),
+    }
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    errors += indistinct([outcome.status for outcome in outcomes if outcome.ready])
+    return {**result, "msg": " || ".join(errors)} if errors else result
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            "models_directory": {"type": "path", "required": True},
+            "runner": {
+                "type": "dict",
+                "required": True,
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True},
+                },
+            },
+            "domain": {"type": "str", "choices": ["gui", "system"], "default": "gui"},
+            "user": {"type": "str"},
+            "instances": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "declaration": {"type": "str", "required": True},
+                    "plist": {"type": "str", "required": True},
+                },
+            },
+            "purge": {"type": "bool", "default": True},
+            "timeout": {"type": "int", "default": 900},
+            "lock_timeout": {"type": "int", "default": 120},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = ensure(module)
+    except (InstanceError, LaunchdError, LockTimeoutError, OSError) as error:
+        module.fail_json(msg=str(error))
+    if "msg" in result:
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module lmstudio_models."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lmstudio_models
+short_description: Have model files in LM Studio's models folder
+version_added: "0.1.0"
+author: ["The lmfleet contributors (@lmfleet)"]
+description:
+  - Fetches the files of models that are missing or not what their sha256 says, all with one call per Mac.
+  - A file gets its name only after its checksum was verified. Until then it is outside of the models folder, which LM
+    Studio watches. A download that was cut off is continued by the next run.
+  - What was verified once is not read again as long as its size and time stay the same.
+attributes:
+  check_mode:
+    description: Tells which files would be fetched, without fetching them or writing the index.
+    support: full
+  diff_mode:
+    description: Shows path, size and sha256 of each file that is fetched.
+    support: full
+options:
+  directory:
+    description: The models folder.
+    type: path
+    required: true
+  models:
+    description: The files. A model of several files has an entry for each.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the model, for messages.
+        type: str
+        required: true
+      path:
+        description: Place below the models folder, C(publisher/name/file).
+        type: str
+        required: true
+      url:
+        description: Where the file comes from, as an http, https or file URL.
+        type: str
+      src:
+        description: Absolute path of the file on this Mac; it is copied.
+        type: path
+      sha256:
+        description: The sha256 of the file, 64 hex digits.
+        type: str
+        required: true
+      size:
+        description: Size in bytes, where known. Without it the server is asked before a download.
+        type: int
+  index:
+    description: File that remembers what was verified. Default is C(models.json) beside the models folder.
+    type: path
+  partial:
+    description:
+      - Folder of unfinished downloads, on the same disk as the models folder. Default is C(partial) beside it.
+    type: path
+  timeout:
+    description: Seconds one file may take.
+    type: int
+    default: 3600
+  lock_timeout:
+    description: Seconds to wait for another run on the same Mac that is fetching models.
+    type: int
+    default: 120
+"""
+
+EXAMPLES = r"""
+- name: Fetch two models
+  lmfleet.mac.lmstudio_models:
+    directory: /Users/admin/.lmfleet/models
+    models:
+      - name: smollm2
+        path: lmfleet/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+        url: http://mirror.example/models/SmolLM2-135M-Instruct.Q4_1.gguf
+        sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+      - name: nomic-embed
+        path: nomic-ai/nomic-embed-text-v1.5/nomic-embed-text-v1.5.Q8_0.gguf
+        src: /Users/Shared/nomic-embed-text-v1.5.Q8_0.gguf
+        sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+"""
+
+RETURN = r"""
+models:
+  description: The files in the order given.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the model.
+      type: str
+      returned: always
+    path:
+      description: Place below the models folder.
+      type: str
+      returned: always
+    state:
+      description: V(present), V(fetched), or in check mode V(would_fetch).
+      type: str
+      returned: always
+    bytes:
+      description: Size of the file, null when it is not known yet.
+      type: int
+      returned: always
+  sample: [{name: smollm2, path: lmfleet/smollm2/SmolLM2.gguf, state: present, bytes: 97500000}]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._download import DownloadError
+from ..module_utils._files import LockTimeoutError, canonical_json, exclusive, file_diff, make_directory
+from ..module_utils._model_files import ModelError, ModelFile, ModelFolder, checked_models
+
+
+def ensure(module: AnsibleModule) -> dict:
+    """Return the results of the module; fetches what is missing unless in check mode."""
+    params = module.params
+    files = checked_models(params["models"])
+    folder = ModelFolder(params["directory"], params["index"], params["partial"])
+    if module.check_mode:
+        missing = folder.missing(files, remember=False)
+        folder.require_space(missing)
+    else:
+        make_directory(folder.directory)
+        make_directory(folder.partial)
+        # The lock is in the folder of the unfinished downloads: LM Studio watches the other one.
+        with exclusive(folder.partial, "lmstudio_models", params["lock_timeout"]):
+            missing = folder.missing(files, remember=True)
+            folder.require_space(missing)
+            for file in missing:
+                folder.fetch(file, params["timeout"])
+    models = [_result(folder, file, {other.path for other in missing}, module.check_mode) for file in files]
+    diff = [_diff(folder, file) for file in missing]
+    return {"changed": bool(missing), "models": models, "diff": diff}
+
+
+def _result(folder: ModelFolder, file: ModelFile, missing: set, check_mode: bool) -> dict:
+    absent = check_mode and file.path in missing
+    state = "present" if file.path not in missing else "would_fetch" if check_mode else "fetched"
+    size = file.size if absent else folder.size_on_disk(file)
+    return {"name": file.name, "path": file.path, "state": state, "bytes": size}
+
+
+def _diff(folder: ModelFolder, file: ModelFile) -> dict:
+    before = folder.seen.get(file.path)
+    after = {"sha256": file.sha256, "from": file.source}
+    return file_diff(
+        folder.path_of(file), canonical_json({"sha256": before}) if before else None, canonical_json(after)
+    )
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            "models": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "path": {"type": "str", "required": True},
+                    "url": {"type": "str"},
+                    "src": {"type": "path"},
+                    "sha256": {"type": "str", "required": True},
+                    "size": {"type": "int"},
+                },
+                "mutually_exclusive": [("url", "src")],
+                "required_one_of": [("url", "src")],
+            },
+            "index": {"type": "path"},
+            "partial": {"type": "path"},
+            "timeout": {"type": "int", "default": 3600},
+            "lock_timeout": {"type": "int", "default": 120},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = ensure(module)
+    except (ModelError, DownloadError, LockTimeoutError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

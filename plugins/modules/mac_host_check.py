@@ -1,0 +1,305 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reads what a host is, and refuses one that cannot serve."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mac_host_check
+short_description: Check that a host is a Mac that can serve models
+version_added: "0.1.0"
+author:
+  - The lmfleet contributors (@lmfleet)
+description:
+  - Reads processor, macOS version, memory, free disk, cores, login user, screen session and listening ports
+    in one call, changes nothing, and fails with every reason at once where the host cannot serve.
+attributes:
+  check_mode:
+    description: Whether the module can run in check mode.
+    support: full
+  diff_mode:
+    description: Whether the module returns a diff.
+    support: none
+options:
+  min_macos_version:
+    description: Oldest macOS that is accepted.
+    type: str
+    default: "14.0"
+  min_memory_mb:
+    description: Least memory in megabytes.
+    type: int
+    default: 8192
+  min_free_disk_mb:
+    description: Least free space in megabytes on the volume of O(disk_path).
+    type: int
+    default: 10240
+  disk_path:
+    description: Folder whose volume must have room. It need not exist yet. The home of the user when it is not set.
+    type: str
+  user:
+    description: Login user who owns what is installed. The one who connects when it is not set, also under sudo.
+    type: str
+  domains:
+    description: The launchd domains that will be used.
+    type: list
+    elements: str
+    choices: [gui, system]
+    default: []
+  ports:
+    description:
+      - Ports that will be listened on. One that is in use must belong to the launchd job that is named with it.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      port:
+        description: The port.
+        type: int
+        required: true
+      address:
+        description: Address that will be listened on.
+        type: str
+        default: 127.0.0.1
+      label:
+        description: Label of the launchd job that may have the port already.
+        type: str
+        required: true
+      domain:
+        description: Domain of that job.
+        type: str
+        choices: [gui, system]
+        required: true
+      use:
+        description: What the port is for, to be named in messages.
+        type: str
+        required: true
+"""
+
+EXAMPLES = r"""
+- name: Refuse a host that cannot serve
+  lmfleet.mac.mac_host_check:
+    min_memory_mb: 16384
+    domains: [gui]
+    ports:
+      - port: 1234
+        label: lmfleet.instance.chat-a
+        domain: gui
+        use: instance chat-a
+  register: mac
+"""
+
+RETURN = r"""
+facts:
+  description: What the host is.
+  returned: always
+  type: dict
+  contains:
+    system:
+      description: Kernel name, C(Darwin) on a Mac.
+      type: str
+    machine:
+      description: Processor type, C(arm64) on Apple silicon.
+      type: str
+    macos_version:
+      description: Version of macOS.
+      type: str
+    chip:
+      description: Name of the chip.
+      type: str
+    memory_mb:
+      description: Memory in megabytes.
+      type: int
+    performance_cores:
+      description: Number of performance cores.
+      type: int
+    efficiency_cores:
+      description: Number of efficiency cores.
+      type: int
+    disk_path:
+      description: The folder that free disk was asked for.
+      type: str
+    free_disk_mb:
+      description: Free space in megabytes.
+      type: int
+    gui_session:
+      description: Whether the user is logged in at the screen. False also where nobody asked.
+      type: bool
+    user:
+      description: Login user with name, uid, gid and home.
+      type: dict
+    listeners:
+      description: Wanted ports that another program holds, each with port, address, use and process.
+      type: list
+      elements: dict
+problems:
+  description: Why the host cannot serve, one line each.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+import errno
+import os
+import pwd
+import socket
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.lmfleet.mac.plugins.module_utils import _mac
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "min_macos_version": {"type": "str", "default": "14.0"},
+            "min_memory_mb": {"type": "int", "default": 8192},
+            "min_free_disk_mb": {"type": "int", "default": 10240},
+            "disk_path": {"type": "str"},
+            "user": {"type": "str"},
+            "domains": {"type": "list", "elements": "str", "choices": ["gui", "system"], "default": []},
+            "ports": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "port": {"type": "int", "required": True},
+                    "address": {"type": "str", "default": "127.0.0.1"},
+                    "label": {"type": "str", "required": True},
+                    "domain": {"type": "str", "choices": ["gui", "system"], "required": True},
+                    "use": {"type": "str", "required": True},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    facts = _facts(module)
+    wanted = {
+        "macos_version": module.params["min_macos_version"],
+        "memory_mb": module.params["min_memory_mb"],
+        "free_disk_mb": module.params["min_free_disk_mb"],
+        "domains": module.params["domains"],
+    }
+    problems = _mac.problems(facts, wanted)
+    if problems:
+        lines = "\n".join("  - " + problem for problem in problems)
+        module.fail_json(
+            msg="This host cannot serve. Nothing has been changed.\n" + lines, facts=facts, problems=problems
+        )
+    module.exit_json(changed=False, facts=facts)
+
+
+def _facts(module):
+    uname = os.uname()
+    user = _user(module)
+    facts = {
+        "system": uname.sysname,
+        "machine": uname.machine,
+        "macos_version": "",
+        "chip": "",
+        "memory_mb": 0,
+        "performance_cores": 0,
+        "efficiency_cores": 0,
+        "disk_path": module.params["disk_path"] or user["home"],
+        "user": user,
+        "gui_session": False,
+        "listeners": [],
+    }
+    facts["free_disk_mb"] = _free_disk_mb(facts["disk_path"])
+    if uname.sysname != "Darwin":
+        return facts
+    facts["macos_version"] = _output(module, ["/usr/bin/sw_vers", "-productVersion"]).strip()
+    facts.update(_sysctl(module))
+    if "gui" in module.params["domains"]:
+        facts["gui_session"] = module.run_command(["/bin/launchctl", "print", f"gui/{user['uid']}"])[0] == 0
+    facts["listeners"] = _foreign_listeners(module, user)
+    return facts
+
+
+def _user(module):
+    name = module.params["user"] or os.environ.get("SUDO_USER")
+    try:
+        entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.getuid())
+    except KeyError:
+        module.fail_json(msg=f"There is no user {name} on this host. Nothing has been changed.")
+    return {"name": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "home": entry.pw_dir}
+
+
+def _free_disk_mb(path):
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize // (1024 * 1024)
+
+
+def _sysctl(module):
+    names = {
+        "memory_mb": "hw.memsize",
+        "performance_cores": "hw.perflevel0.physicalcpu",
+        "efficiency_cores": "hw.perflevel1.physicalcpu",
+        "chip": "machdep.cpu.brand_string",
+    }
+    values = {}
+    for line in _output(module, ["/usr/sbin/sysctl", *names.values()]).splitlines():
+        name, separator, value = line.partition(": ")
+        if separator:
+            values[name.strip()] = value.strip()
+    facts = {key: values.get(name, "") for key, name in names.items()}
+    for key in ("memory_mb", "performance_cores", "efficiency_cores"):
+        facts[key] = int(facts[key]) if facts[key].isdigit() else 0
+    facts["memory_mb"] //= 1024 * 1024
+    return facts
+
+
+def _foreign_listeners(module, user):
+    """Return the wanted ports that are in use by something else than their own launchd job."""
+    taken = [wanted for wanted in module.params["ports"] if _in_use(wanted["address"], wanted["port"])]
+    if not taken:
+        return []
+    listening = _mac.parse_lsof(_output(module, ["/usr/sbin/lsof", "-nP", "-iTCP", "-sTCP:LISTEN", "-Fpcn"]))
+    parent_of = _mac.parents(_output(module, ["/bin/ps", "-axo", "pid=,ppid="]))
+    foreign = []
+    for wanted in taken:
+        job = _job_pid(module, user, wanted)
+        processes = listening.get(wanted["port"], [])
+        if job and any(_mac.descends_from(pid, job, parent_of) for pid, _command in processes):
+            continue
+        process = ", ".join(f"{command} (pid {pid})" for pid, command in processes)
+        foreign.append(
+            {"port": wanted["port"], "address": wanted["address"], "use": wanted["use"], "process": process or None}
+        )
+    return foreign
+
+
+def _in_use(address, port):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            # An address that the host does not have is told by the server that is to use it.
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _job_pid(module, user, wanted):
+    domain = f"gui/{user['uid']}" if wanted["domain"] == "gui" else "system"
+    code, output, _errors = module.run_command(["/bin/launchctl", "print", "{}/{}".format(domain, wanted["label"])])
+    for line in output.splitlines() if code == 0 else ():
+        name, _separator, value = line.strip().partition(" = ")
+        if name == "pid" and value.isdigit():
+            return int(value)
+    return None
+
+
+def _output(module, command):
+    """Return what a command prints.
+
+    One that fails gives what it printed: sysctl, for one, fails for a single unknown name.
+    """
+    return module.run_command(command)[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The gateway's plugin, with a router that only keeps a list. Against the real LiteLLM: tests/gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import logging
+import os
+import sys
+import time
+import types
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).resolve().parents[3] / "roles" / "litellm" / "files" / "lmfleet_registry.py"
+
+
+class FakeDeployment(types.SimpleNamespace):
+    def __init__(self, model_name, litellm_params, model_info):
+        super().__init__(model_name=model_name, litellm_params=litellm_params, model_info=model_info)
+
+
+class FakeRouter:
+    """Refuses a model named "refused" as LiteLLM does: without a word."""
+
+    def __init__(self):
+        self.deployments = {}
+        self.calls = []
+
+    def get_deployment(self, model_id):
+        return self.deployments.get(model_id)
+
+    def upsert_deployment(self, deployment):
+        self.calls.append(deployment.model_info["id"])
+        if deployment.litellm_params["model"] != "refused":
+            self.deployments[deployment.model_info["id"]] = deployment
+
+    def delete_deployment(self, id):
+        self.calls.append(f"-{id}")
+        self.deployments.pop(id)
+
+
+def by_order(deployments, target_order=None):
+    orders = [d["litellm_params"]["order"] for d in deployments if "order" in d["litellm_params"]]
+    order = target_order if target_order is not None else min(orders, default=None)
+    return [d for d in deployments if order is None or d["litellm_params"].get("order") == order]
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """The plugin's module, with the four names it takes from LiteLLM replaced."""
+    for name, attributes in {
+        "litellm": {},
+        "litellm._logging": {"verbose_proxy_logger": logging.getLogger("plugin")},
+        "litellm.integrations": {},
+        "litellm.integrations.custom_logger": {"CustomLogger": type("CustomLogger", (), {})},
+        "litellm.types": {},
+        "litellm.types.router": {"Deployment": FakeDeployment},
+        "litellm.utils": {"get_order_filtered_deployments": by_order},
+    }.items():
+        module = types.ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delenv("LMFLEET_REGISTRY", raising=False)
+    spec = importlib.util.spec_from_file_location("lmfleet_registry_under_test", PLUGIN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.POLL_SECONDS = 0.01
+    return module
+
+
+@pytest.fixture
+def router(monkeypatch):
+    server = types.ModuleType("litellm.proxy.proxy_server")
+    server.llm_router = FakeRouter()
+    monkeypatch.setitem(sys.modules, "litellm.proxy.proxy_server", server)
+    return server.llm_router
+
+
+def candidate(name, **params):
+    return {"model_name": "g", "litellm_params": {"model": "openai/m", **params}, "model_info": {"id": name}}
+
+
+def document(generation, *deployments, routing="round_robin"):
+    return {"format": 1, "generation": generation, "routing": routing, "deployments": list(deployments)}
+
+
+def ids(candidates):
+    return [c["model_info"]["id"] for c in candidates]
+
+
+def choose(registry, candidates, group="g", **request):
+    return ids(asyncio.run(registry.async_filter_deployments(group, candidates, None, request_kwargs=request)))
+
+
+class TestRotation:
+    def test_counts_differ_by_at_most_one(self, plugin):
+        registry, four = plugin.Registry(None), [candidate(name) for name in "abcd"]
+        counts = Counter(dict.fromkeys("abcd", 0))
+        for _turn in range(30):
+            counts.update(choose(registry, four))
+            assert max(counts.values()) - min(counts.values()) <= 1
+
+    def test_weights_are_shares(self, plugin):
+        registry, two = plugin.Registry(None), [candidate("a", weight=3), candidate("b")]
+        assert Counter(choose(registry, two)[0] for _turn in range(40)) == {"a": 30, "b": 10}
+
+    def test_weight_zero_is_never_picked_unless_all_have_it(self, plugin):
+        registry = plugin.Registry(None)
+        two = [candidate("a", weight=0), candidate("b")]
+        assert {choose(registry, two)[0] for _turn in range(10)} == {"b"}
+        none = [candidate("a", weight=0), candidate("c", weight=0)]
+        assert {choose(registry, none)[0] for _turn in range(10)} == {"a", "c"}
+
+    def test_groups_take_turns_apart(self, plugin):
+        registry, two = plugin.Registry(None), [candidate("a"), candidate("b")]
+        assert [choose(registry, two, group) for group in ("g", "h", "g", "h")] == [["a"], ["a"], ["b"], ["b"]]
+
+    def test_the_lower_order_goes_first(self, plugin):
+        registry = plugin.Registry(None)
+        three = [candidate("far", order=2), candidate("near", order=1), candidate("next", order=1)]
+        assert [choose(registry, three)[0] for _turn in range(4)] == ["near", "next", "near", "next"]
+        assert choose(registry, three, _target_order=2) == ["far"]
+
+    def test_shuffle_leaves_the_choice_to_litellm(self, plugin):
+        registry = plugin.Registry(None)
+        registry.routing = "shuffle"
+        assert choose(registry, [candidate("a"), candidate("b")]) == ["a", "b"]
+
+
+class TestRetries:
+    def request(self, *failed, name="metadata"):
+        return {name: {"previous_models": tuple({"deployment_id": f} for f in failed)}}
+
+    @pytest.mark.parametrize("name", ["metadata", "litellm_metadata"])
+    def test_a_retry_goes_elsewhere(self, plugin, name):
+        registry, three = plugin.Registry(None), [candidate(c) for c in "abc"]
+        picks = {choose(registry, three, **self.request("a", "b", name=name))[0] for _turn in range(6)}
+        assert picks == {"c"}
+
+    def test_when_all_have_failed_not_to_the_last_one(self, plugin):
+        registry = plugin.Registry(None)
+        two = [candidate("a"), candidate("b")]
+        assert {choose(registry, two, **self.request("a", "b"))[0] for _turn in range(4)} == {"a"}
+
+    def test_the_only_one_is_asked_again(self, plugin):
+        assert choose(plugin.Registry(None), [candidate("a")], **self.request("a")) == ["a"]
+
+
+class TestPauses:
+    @pytest.fixture
+    def registry(self, plugin):
+        registry = plugin.Registry(None)
+        registry.routing = "shuffle"
+        return registry
+
+    @pytest.mark.parametrize("owner", ["operator", "rollout", "someone"])
+    def test_a_pause_holds(self, registry, owner):
+        registry.pauses = {owner: {"a": {}}}
+        assert choose(registry, [candidate("a"), candidate("b")]) == ["b"]
+        assert choose(registry, [candidate("a")]) == []
+
+    def test_the_guard_never_empties_a_group(self, registry):
+        registry.pauses = {"guard": {"a": {}, "b": {}}}
+        assert choose(registry, [candidate("a"), candidate("b")]) == ["a", "b"]
+        assert choose(registry, [candidate("a"), candidate("c")]) == ["c"]
+
+    def test_nor_does_it_bring_back_what_another_owner_pauses(self, registry):
+        registry.pauses = {"guard": {"a": {}}, "operator": {"b": {}}}
+        assert choose(registry, [candidate("a"), candidate("b")]) == ["a"]
+
+    def test_a_pause_ends_by_itself(self, registry):
+        registry.pauses = {"operator": {"a": {"until": time.time() - 1}, "b": {"until": time.time() + 60}}}
+        assert choose(registry, [candidate("a"), candidate("b")]) == ["a"]
+
+
+class Files:
+    """A registry's folder, and the plugin that follows it for the time of one test."""
+
+    def __init__(self, plugin, folder):
+        self.plugin, self.folder = plugin, folder
+        (folder / "paused").mkdir()
+
+    def write(self, name, content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        temporary = self.folder / "temporary"
+        temporary.write_text(text)
+        temporary.replace(self.folder / name)
+
+    def report(self):
+        return json.loads((self.folder / "applied" / f"{os.getpid()}.json").read_text())
+
+    def follow(self, scenario):
+        """Run `scenario(registry, until)` beside the plugin; `until` waits for a condition on the report."""
+
+        async def run():
+            registry = self.plugin.Registry(str(self.folder))
+
+            async def until(condition):
+                deadline = time.monotonic() + 5
+                while time.monotonic() < deadline:
+                    try:
+                        if condition(self.report()):
+                            return
+                    except (OSError, ValueError):
+                        pass
+                    await asyncio.sleep(0.01)
+                raise AssertionError(f"last report: {self.report()}")
+
+            try:
+                await scenario(registry, until)
+            finally:
+                registry._task.cancel()
+
+        asyncio.run(run())
+
+
+@pytest.fixture
+def files(plugin, tmp_path):
+    return Files(plugin, tmp_path)
+
+
+class TestFollowing:
+    def test_it_adds_changes_and_removes(self, files, router):
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a"), candidate("b")))
+            await until(lambda r: r["generation"] == 1)
+            files.write("deployments.json", document(2, candidate("b", weight=2), candidate("c")))
+            await until(lambda r: r["generation"] == 2 and r["deployments"] == 2)
+
+        files.follow(scenario)
+        assert router.calls == ["a", "b", "b", "c", "-a"]
+        assert router.deployments["b"].litellm_params["weight"] == 2
+
+    def test_it_leaves_models_of_the_config_alone(self, files, router):
+        router.deployments["mine"] = FakeDeployment("m", {"model": "openai/x"}, {"id": "mine"})
+
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("mine"), candidate("a")))
+            await until(lambda r: r["generation"] == 1)
+            assert files.report()["rejected"] == {"mine": "the id belongs to a model of config.yaml"}
+            files.write("deployments.json", document(2))
+            await until(lambda r: r["generation"] == 2)
+
+        files.follow(scenario)
+        assert list(router.deployments) == ["mine"]
+
+    def test_it_says_what_litellm_refused(self, files, router):
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a"), candidate("b", model="refused")))
+            await until(lambda r: r["generation"] == 1)
+
+        files.follow(scenario)
+        assert list(files.report()["rejected"]) == ["b"]
+        assert files.report()["deployments"] == 1
+
+    @pytest.mark.parametrize(
+        "broken",
+        ["", '{"format": 1, "gener', "[]", json.dumps({**document(2), "routing": "x"}), json.dumps(document(2, {}))],
+    )
+    def test_it_keeps_the_last_good_state_over_a_broken_file(self, files, router, broken):
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a")))
+            await until(lambda r: r["generation"] == 1 and not r["error"])
+            files.write("deployments.json", broken)
+            await until(lambda r: r["error"])
+            assert "deployments.json" in files.report()["error"]
+            assert "keeping generation 1" in files.report()["error"]
+            assert list(router.deployments) == ["a"]
+            files.write("deployments.json", document(3, candidate("b")))
+            await until(lambda r: r["generation"] == 3 and not r["error"])
+
+        files.follow(scenario)
+        assert list(router.deployments) == ["b"]
+
+    def test_it_keeps_the_last_good_state_over_missing_files(self, files, router):
+        async def scenario(registry, until):
+            files.write("deployments.json", document(1, candidate("a")))
+            files.write("paused/operator.json", {"format": 1, "generation": 2, "paused": {"a": {}}})
+            await until(lambda r: r["generation"] == 1 and r["paused_generations"] == {"operator": 2})
+            (files.folder / "deployments.json").unlink()
+            (files.folder / "paused" / "operator.json").unlink()
+            await until(lambda r: r["error"] and "operator.json" in r["error"] and "deployments.json" in r["error"])
+            assert registry.pauses == {"operator": {"a": {}}}
+
+        files.follow(scenario)
+        assert list(router.deployments) == ["a"]
+
+    def test_a_broken_pause_keeps_the_pause(self, files, router):
+        async def scenario(registry, until):
+            files.write("paused/operator.json", {"format": 1, "generation": 2, "paused": {"a": {}}})
+            await until(lambda r: r["paused_generations"] == {"operator": 2})
+            files.write("paused/operator.json", {"format": 1, "generation": 3, "paused": {"a": None}})
+            await until(lambda r: r["error"] and "operator.json" in r["error"])
+            assert registry.pauses == {"operator": {"a": {}}}
+
+        files.follow(scenario)
+
+    def test_it_goes_on_after_an_error_of_litellm(self, files, router):
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a")))
+            await until(lambda r: r["generation"] == 1)
+            router.delete_deployment = lambda id: 1 / 0
+            files.write("deployments.json", document(2))
+            await until(lambda r: r["error"] and "ZeroDivisionError" in r["error"])
+            del router.delete_deployment
+            await until(lambda r: r["generation"] == 2 and not r["error"])
+
+        files.follow(scenario)
+
+    def test_it_reports_although_nothing_changes_and_removes_reports_of_the_dead(self, files, router, plugin):
+        plugin.HEARTBEAT_SECONDS = 0.05
+
+        async def scenario(_registry, until):
+            await until(lambda r: True)
+            dead = files.folder / "applied" / "4194999.json"
+            dead.write_text("{}")
+            at = files.report()["at"]
+            await until(lambda r: r["at"] > at)
+            assert not dead.exists()
+
+        files.follow(scenario)
+
+    def test_without_a_folder_it_does_nothing(self, plugin, tmp_path):
+        assert plugin.registry.pauses == {}
+        assert not hasattr(plugin.registry, "_task")

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the registry of a gateway becomes, and when its workers have followed."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+from ansible_collections.lmfleet.mac.plugins.module_utils import _registry as registry
+
+NOW = 1000.0
+EMPTY = registry.State(0, None, None, None, {})
+
+
+def deployment(name, **extra):
+    return {"id": name, "model_group": "chat", "model": "m", "api_base": "http://mac:1234/v1", **extra}
+
+
+def state_with(*names, generation=4, pauses=None, routing="round_robin"):
+    entries = {name: registry.entry(deployment(name)) for name in names}
+    held = {
+        owner: {"generation": 3, "paused": {i: {"reason": "r", "since": 1.0} for i in ids}}
+        for owner, ids in (pauses or {}).items()
+    }
+    return registry.State(generation, routing, entries, generation, held)
+
+
+def plan(deployments, state, purge=True, routing=None, pause=None):
+    wanted = None if deployments is None else registry.wanted_entries(deployments, purge, state)
+    return registry.plan(wanted, routing, pause, state, NOW)
+
+
+def worker(**changes):
+    values = {
+        "pid": 1,
+        "age": 1.0,
+        "generation": 4,
+        "paused_generations": {},
+        "workers": 1,
+        "rejected": {},
+        "error": None,
+    }
+    return registry.Worker(**{**values, **changes})
+
+
+def pause(owner="operator", ids=None, add=(), remove=()):
+    return registry.PauseRequest(owner, ids, list(add), list(remove), "why")
+
+
+class TestEntry:
+    def test_it_is_what_litellm_expects(self):
+        entry = registry.entry(deployment("a", weight=2.0, timeout=None, host="mac-1", mode="embedding"))
+        assert entry == {
+            "model_name": "chat",
+            "litellm_params": {"model": "openai/m", "api_base": "http://mac:1234/v1", "api_key": "none", "weight": 2.0},
+            "model_info": {"id": "a", "mode": "embedding", "host": "mac-1"},
+        }
+
+    def test_a_token_is_passed_on(self):
+        assert registry.entry(deployment("a", api_key="t"))["litellm_params"]["api_key"] == "t"
+
+
+class TestPlan:
+    def test_the_first_time_everything_is_new(self):
+        planned = plan([deployment("b"), deployment("a")], EMPTY)
+        document = planned.files["deployments.json"]
+        assert [entry["model_info"]["id"] for entry in document["deployments"]] == ["a", "b"]
+        assert (document["format"], document["generation"], document["routing"]) == (1, 1, "round_robin")
+        assert planned.added == ["a", "b"]
+
+    def test_what_is_so_already_changes_nothing(self):
+        planned = plan([deployment("a"), deployment("b")], state_with("a", "b"))
+        assert planned.files == {}
+        assert planned.state.generation == 4
+
+    def test_an_empty_declaration_makes_an_empty_file_once(self):
+        assert plan([], EMPTY).files["deployments.json"]["deployments"] == []
+        assert plan([], state_with()).files == {}
+
+    def test_a_change_gets_the_next_generation(self):
+        planned = plan([deployment("a", model="other"), deployment("b")], state_with("a", "b"))
+        assert (planned.changed, planned.added, planned.removed) == (["a"], [], [])
+        assert planned.files["deployments.json"]["generation"] == 5
+        assert planned.state.deployments_generation == 5
+
+    def test_purge_removes_what_is_not_declared(self):
+        assert plan([deployment("a")], state_with("a", "b")).removed == ["b"]
+        assert plan([deployment("a")], state_with("a", "b"), purge=False).files == {}
+
+    def test_absent_removes_without_purge(self):
+        gone = {"id": "b", "state": "absent"}
+        assert plan([gone], state_with("a", "b"), purge=False).removed == ["b"]
+
+    def test_no_declaration_leaves_the_deployments_alone(self):
+        assert plan(None, state_with("a")).files == {}
+        assert plan(None, EMPTY).files == {}
+
+    def test_routing_changes_alone(self):
+        planned = plan(None, state_with("a"), routing="shuffle")
+        assert planned.files["deployments.json"]["routing"] == "shuffle"
+        assert plan(None, state_with("a", routing="shuffle")).files == {}
+
+
+class TestPauses:
+    def test_exactly_these(self):
+        planned = plan(None, state_with("a", "b", "c", pauses={"operator": ["a", "b"]}), pause=pause(ids=["b", "c"]))
+        assert (planned.paused, planned.resumed) == (["c"], ["a"])
+        document = planned.files["paused/operator.json"]
+        assert document["paused"] == {"b": {"reason": "r", "since": 1.0}, "c": {"reason": "why", "since": NOW}}
+        assert list(planned.files) == ["paused/operator.json"]
+
+    def test_more_and_fewer(self):
+        planned = plan(
+            None, state_with("a", "b", "c", pauses={"rollout": ["a"]}), pause=pause("rollout", add=["b"], remove=["a"])
+        )
+        assert (planned.paused, planned.resumed) == (["b"], ["a"])
+
+    def test_each_owner_has_its_own(self):
+        planned = plan(None, state_with("a", pauses={"operator": ["a"]}), pause=pause("rollout", ids=[]))
+        assert planned.files == {}
+        assert registry.paused_by(planned.state) == {"a": ["operator"]}
+
+    def test_the_same_again_changes_nothing(self):
+        assert plan(None, state_with("a", pauses={"guard": ["a"]}), pause=pause("guard", add=["a"])).files == {}
+
+
+class TestProblems:
+    def test_an_id_twice(self):
+        problems = registry.deployment_problems([deployment("a"), deployment("a"), deployment("b")])
+        assert len(problems) == 1
+        assert "a is used 2 times" in problems[0]
+
+    @pytest.mark.parametrize("key", ["model_group", "model", "api_base"])
+    def test_something_missing(self, key):
+        assert f"no {key}" in registry.deployment_problems([deployment("a", **{key: ""})])[0]
+        assert registry.deployment_problems([{"id": "a", "state": "absent"}]) == []
+
+    def test_a_group_without_a_deployment(self):
+        after = state_with("a").deployments
+        assert "model group embed has no deployment" in registry.fleet_problems(after, ["chat", "embed"], None)[0]
+
+    def test_an_id_that_is_a_group(self):
+        after = {"chat": registry.entry(deployment("chat"))}
+        assert "also the name of a model group" in registry.fleet_problems(after, [], None)[0]
+
+    def test_a_pause_of_the_unknown(self):
+        found = registry.fleet_problems(state_with("a").deployments, [], pause(ids=["a", "z"]))
+        assert found == ["cannot pause z: no such deployment. There are: a"]
+        assert registry.fleet_problems(state_with("a").deployments, [], pause(remove=["z"])) == []
+
+
+class TestWaiting:
+    def test_nobody(self):
+        assert registry.waiting_for([], state_with("a"), None) == "1 of the gateway's workers to report, and 0 did"
+
+    def test_all_have_applied(self):
+        assert registry.waiting_for([worker(), worker(pid=2)], state_with("a"), 2) == ""
+
+    def test_as_many_as_they_say(self):
+        assert "4 of the gateway's workers to report, and 1 did" in registry.waiting_for(
+            [worker(workers=4)], state_with(), None
+        )
+        assert registry.waiting_for([worker(workers=4)], state_with(), 1) == ""
+
+    def test_one_is_behind(self):
+        assert "1 of the gateway's 2 workers" in registry.waiting_for(
+            [worker(), worker(generation=3)], state_with("a"), 2
+        )
+
+    def test_an_old_report_does_not_count(self):
+        assert registry.waiting_for([worker(age=60.0)], state_with("a"), None) != ""
+
+    def test_pauses_count(self):
+        state = state_with("a", pauses={"guard": ["a"]})
+        assert registry.waiting_for([worker()], state, None) != ""
+        assert registry.waiting_for([worker(paused_generations={"guard": 3})], state, None) == ""
+
+    def test_refusals_are_told_of_this_generation_only(self):
+        refused = worker(rejected={"a": "no such provider"})
+        assert registry.rejections([refused], state_with("a")) == [
+            "the gateway refused the deployment a: no such provider"
+        ]
+        assert registry.rejections([refused._replace(generation=3)], state_with("a")) == []
+
+
+class TestFiles:
+    @pytest.fixture
+    def files(self, tmp_path):
+        there = registry.Registry(str(tmp_path / "registry"))
+        there.prepare()
+        return there
+
+    def test_what_is_written_is_read(self, files):
+        planned = plan([deployment("a")], EMPTY, pause=pause(ids=["a"]))
+        files.write(planned.files)
+        assert files.read() == planned.state
+
+    def test_only_the_user_may_read(self, files):
+        files.write(plan([deployment("a", api_key="t")], EMPTY).files)
+        assert stat.S_IMODE(os.stat(os.path.join(files.folder, "deployments.json")).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(files.folder).st_mode) == 0o700
+
+    @pytest.mark.parametrize(
+        "text", ["", '{"format": 1, "gen', "[]", '{"format": 2}', '{"format": 1, "generation": 1, "deployments": [{}]}']
+    )
+    def test_a_broken_file_is_written_anew_with_a_generation_of_its_own(self, files, text):
+        report = {
+            "format": 1,
+            "pid": os.getpid(),
+            "at": 0,
+            "generation": 7,
+            "paused_generations": {"guard": 9},
+            "workers": 1,
+        }
+        with open(os.path.join(files.folder, "applied", "1.json"), "w") as stream:
+            json.dump({**report, "rejected": {}, "error": None}, stream)
+        with open(os.path.join(files.folder, "deployments.json"), "w") as stream:
+            stream.write(text)
+        state = files.read()
+        assert state.deployments is None
+        assert plan([deployment("a")], state).files["deployments.json"]["generation"] == 10
+
+    def test_dead_workers_and_half_reports_are_left_out(self, files):
+        for name, text in (("1.json", '{"format": 1, "pid": 4194999}'), ("2.json", "{"), ("3.tmp", "")):
+            with open(os.path.join(files.folder, "applied", name), "w") as stream:
+                stream.write(text)
+        assert files.workers(NOW) == []
+
+
+def test_a_diff_shows_no_token_and_no_generation():
+    shown = registry.describe(plan([deployment("a", api_key="geheim")], EMPTY, pause=pause(ids=["a"])).state)
+    assert "geheim" not in shown
+    assert "generation" not in shown
+    assert '"operator"' in shown

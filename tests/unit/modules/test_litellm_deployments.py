@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module litellm_deployments, beside workers that only report."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.lmfleet.mac.plugins.modules import litellm_deployments
+
+A = {"id": "a", "model_group": "chat", "model": "m", "api_base": "http://mac:1234/v1"}
+B = {**A, "id": "b"}
+
+
+class Worker:
+    """Applies what it finds, as the plugin does, until it is stopped."""
+
+    def __init__(self, folder, rejected=None):
+        self.folder, self.rejected, self.stopped = folder, rejected or {}, threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        while not self.stopped.wait(0.02):
+            report = {"format": 1, "pid": os.getpid(), "at": time.time(), "workers": 1, "error": None}
+            report.update(generation=None, paused_generations={}, rejected=self.rejected)
+            for path in [*self.folder.glob("deployments.json"), *self.folder.glob("paused/*.json")]:
+                generation = json.loads(path.read_text())["generation"]
+                if path.name == "deployments.json":
+                    report["generation"] = generation
+                else:
+                    report["paused_generations"][path.stem] = generation
+            if (self.folder / "applied").is_dir():
+                (self.folder / "applied" / "t").write_text(json.dumps(report))
+                (self.folder / "applied" / "t").replace(self.folder / "applied" / f"{os.getpid()}.json")
+
+    def stop(self):
+        self.stopped.set()
+        self.thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "registry"
+
+
+@pytest.fixture
+def worker(folder):
+    worker = Worker(folder)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def run(folder, capsys):
+    def run(**arguments):
+        arguments = {"registry": str(folder), "timeout": 5, **arguments}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            litellm_deployments.main()
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_check_mode_first_tells_and_changes_nothing(run, folder):
+    result = run(deployments=[A], _ansible_check_mode=True, _ansible_diff=True)
+    assert result["changed"]
+    assert result["added"] == ["a"]
+    assert '"a"' in result["diff"]["after"]
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("worker")
+def test_create_repeat_update_remove(run):
+    created = run(deployments=[A, B])
+    assert (created["changed"], created["added"], created["workers"]) == (True, ["a", "b"], [os.getpid()])
+    again = run(deployments=[A, B])
+    assert (again["changed"], again["generation"], again["workers"]) == (False, 1, [os.getpid()])
+    assert run(deployments=[A, B], _ansible_check_mode=True)["changed"] is False
+    updated = run(deployments=[{**A, "weight": 2}])
+    assert (updated["updated"], updated["removed"], updated["deployments"]) == (["a"], [], ["a", "b"])
+    removed = run(deployments=[{**A, "weight": 2}], purge=True)
+    assert (removed["removed"], removed["deployments"], removed["generation"]) == (["b"], ["a"], 3)
+
+
+@pytest.mark.usefixtures("worker")
+def test_pauses_have_owners(run):
+    run(deployments=[A, B])
+    assert run(paused={"owner": "operator", "add": ["a"], "reason": "disk"})["paused"] == {"a": ["operator"]}
+    assert run(paused={"owner": "rollout", "ids": ["a", "b"]})["paused"] == {
+        "a": ["operator", "rollout"],
+        "b": ["rollout"],
+    }
+    assert run(paused={"owner": "rollout", "ids": ["a", "b"]})["changed"] is False
+    assert run(paused={"owner": "rollout", "ids": []})["paused"] == {"a": ["operator"]}
+    assert run(paused={"owner": "operator", "remove": ["a"]})["paused"] == {}
+
+
+@pytest.mark.usefixtures("worker")
+def test_states_pause_for_the_owner(run):
+    assert run(deployments=[{**A, "state": "paused"}, B], owner="operator")["paused"] == {"a": ["operator"]}
+    assert run(deployments=[A, B])["paused"] == {"a": ["operator"]}
+    assert run(deployments=[A, B], owner="rollout")["paused"] == {"a": ["operator"]}
+    assert run(deployments=[A, B], owner="operator")["paused"] == {}
+    assert run(deployments=[{"id": "b", "state": "absent"}])["deployments"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"deployments": [A, A]}, "the deployment id a is used 2 times"),
+        ({"deployments": [{"id": "a"}]}, "has no model_group"),
+        ({"deployments": [A], "groups": ["embed"]}, "model group embed has no deployment"),
+        ({"deployments": [{**A, "id": "chat"}]}, "also the name of a model group"),
+        ({"deployments": [A], "paused": {"owner": "guard", "add": ["z"]}}, "cannot pause z"),
+        ({"deployments": [{**A, "state": "paused"}]}, "owner does not say in whose name"),
+        ({"deployments": [A], "owner": "guard", "paused": {"owner": "guard", "ids": []}}, "the owner stands in there"),
+        ({"deployments": [A], "paused": {"owner": "guard", "ids": [], "add": ["a"]}}, "do not go with it"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_changes(run, folder, arguments, message):
+    result = run(**arguments)
+    assert result["failed"]
+    assert message in result["msg"]
+    assert not (folder / "deployments.json").exists()
+
+
+def test_no_worker(run, folder):
+    result = run(deployments=[A], timeout=0.3)
+    assert result["failed"]
+    assert "Waited 0.3 s for 1 of the gateway's workers to report, and 0 did" in result["msg"]
+    assert "no worker has reported" in result["msg"]
+    assert "lmfleet.gateway" in result["msg"]
+    assert (folder / "deployments.json").exists()
+
+
+def test_without_a_timeout_nobody_is_waited_for(run):
+    assert run(deployments=[A], timeout=0)["workers"] == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_too_few_workers(run):
+    assert "2 of the gateway's workers to report, and 1 did" in run(deployments=[A], workers=2, timeout=0.5)["msg"]
+
+
+def test_a_refused_deployment(run, folder):
+    worker = Worker(folder, rejected={"a": "no such provider"})
+    try:
+        result = run(deployments=[A])
+    finally:
+        worker.stop()
+    assert result["failed"]
+    assert result["msg"] == "the gateway refused the deployment a: no such provider"
+
+
+def test_a_gateway_that_is_not_there(run, tmp_path):
+    result = run(registry=str(tmp_path / "gateway" / "registry"), deployments=[A])
+    assert "Set up the gateway first" in result["msg"]
+    assert not (tmp_path / "gateway").exists()
+
+
+@pytest.mark.usefixtures("worker")
+def test_tokens_are_in_no_output(run, folder):
+    result = run(deployments=[{**A, "api_key": "geheim-1"}], _ansible_diff=True)
+    again = run(deployments=[{**A, "api_key": "geheim-2"}], _ansible_diff=True)
+    assert again["updated"] == ["a"]
+    assert "geheim" not in json.dumps([result["diff"], again["diff"], result["deployments"]])
+    assert "geheim-2" in (folder / "deployments.json").read_text()

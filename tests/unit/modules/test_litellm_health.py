@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module litellm_health, against a small HTTP server that plays the gateway."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.lmfleet.mac.plugins.modules import litellm_health
+
+CHAT = {"choices": [{"message": {"role": "assistant", "content": "ok"}}]}
+EMBEDDING = {"data": [{"embedding": [0.1]}]}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        if self.path == "/health/readiness":
+            self.answer(*self.server.readiness)
+        elif self.headers["Authorization"] != "Bearer sk-1":
+            self.answer(400, {"error": "No connected db."})
+        else:
+            infos = [{"model_info": {"id": name, "mode": mode}} for name, (mode, __) in self.server.deployments.items()]
+            self.answer(200, {"data": infos})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, asked["model"]))
+        __, answers = self.server.deployments[asked["model"]]
+        status, body, answered = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.answer(status, body, {"x-litellm-model-id": answered or asked["model"]})
+
+    def answer(self, status, body, headers=None):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_arguments):
+        pass
+
+
+@pytest.fixture
+def gateway():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.readiness = (200, {"status": "healthy"})
+    server.deployments = {
+        "chat": ("chat", [(200, CHAT, None)]),
+        "embed": ("embedding", [(200, EMBEDDING, None)]),
+    }
+    server.requests = []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def run(gateway, capsys):
+    def run(**arguments):
+        with patch_module_args({"url": gateway.url, "timeout": 0.2, **arguments}), pytest.raises(SystemExit):
+            litellm_health.main()
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_readiness_needs_no_key_and_asks_nothing_else(run, gateway):
+    result = run()
+    assert not result.get("failed")
+    assert gateway.requests == ["/health/readiness"]
+
+
+@pytest.mark.parametrize(
+    "readiness", [(503, {"status": "unhealthy"}), (200, {"error": "Unexpected endpoint"}), (200, b"<html>")]
+)
+def test_not_ready(run, gateway, readiness):
+    gateway.readiness = readiness
+    result = run()
+    assert result["failed"]
+    assert "was not ready within 0.2 s. Last seen: HTTP" in result["msg"]
+    assert "gateway.log" in result["msg"]
+
+
+def test_nobody_listens(run, gateway):
+    assert "connection refused" in run(url="http://127.0.0.1:1")["msg"]
+
+
+def test_each_deployment_is_asked_by_its_mode(run, gateway, tmp_path):
+    (tmp_path / "key").write_text("sk-1\n")
+    result = run(deployments=["chat", "embed"], master_key_file=str(tmp_path / "key"))
+    assert [d["healthy"] for d in result["deployments"]] == [True, True]
+    assert sorted(gateway.requests[2:]) == [("/v1/chat/completions", "chat"), ("/v1/embeddings", "embed")]
+
+
+def test_each_that_is_silent_is_named_with_what_was_seen(run, gateway):
+    gateway.deployments["broken"] = ("chat", [(500, {"error": "boom"}, None)])
+    gateway.deployments["html"] = ("chat", [(200, b"<html>", None)])
+    gateway.deployments["stray"] = ("chat", [(200, CHAT, "other")])
+    names = ["chat", "broken", "html", "stray", "unknown"]
+    result = run(deployments=names, master_key="sk-1")
+    assert result["failed"]
+    assert "4 of 5 deployments did not answer" in result["msg"]
+    assert [d["id"] for d in result["deployments"] if d["healthy"]] == ["chat"]
+    problems = {d["id"]: d["problem"] for d in result["deployments"]}
+    assert problems["broken"] == 'HTTP 500: {"error": "boom"}'
+    assert problems["html"] == "not an answer: <html>"
+    assert problems["stray"] == "the answer came from other"
+    assert problems["unknown"] == "the gateway does not know it"
+    assert all(f"  - {name}: {problems[name]}" in result["msg"] for name in names[1:])
+
+
+def test_it_asks_again_only_those_that_did_not_answer(run, gateway):
+    gateway.deployments["late"] = ("chat", [(500, {}, None), (200, CHAT, None)])
+    result = run(deployments=["chat", "late"], master_key="sk-1", timeout=10)
+    assert not result.get("failed")
+    assert gateway.requests.count(("/v1/chat/completions", "chat")) == 1
+    assert gateway.requests.count(("/v1/chat/completions", "late")) == 2
+
+
+def test_a_wrong_key(run):
+    assert "No connected db." in run(deployments=["chat"], master_key="sk-2")["deployments"][0]["problem"]
+
+
+def test_no_key(run, tmp_path):
+    assert "needs the master key" in run(deployments=["chat"])["msg"]
+    assert "needs the master key" in run(deployments=["chat"], master_key_file=str(tmp_path / "absent"))["msg"]

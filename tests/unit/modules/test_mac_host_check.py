@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module mac_host_check, with the commands of a Mac replaced by what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.lmfleet.mac.plugins.modules import mac_host_check
+
+SYSCTL = (
+    "hw.memsize: 68719476736\n"
+    "hw.perflevel0.physicalcpu: 8\n"
+    "hw.perflevel1.physicalcpu: 4\n"
+    "machdep.cpu.brand_string: Apple M4 Max\n"
+)
+PORT = {"label": "lmfleet.instance.a", "domain": "gui", "use": "instance a"}
+
+
+class Mac:
+    """Answers of a sound Mac; a test changes what it is about."""
+
+    def __init__(self, monkeypatch):
+        self.answers = {
+            "sw_vers": (0, "15.5\n"),
+            "sysctl": (0, SYSCTL),
+            "launchctl": (0, "pid = 10\n"),
+            "lsof": (0, ""),
+            "ps": (0, "10 1\n11 10\n12 1\n"),
+        }
+        self.uname = ("Darwin", "mac", "24.5.0", "", "arm64")
+        monkeypatch.setattr(os, "uname", lambda: os.uname_result(self.uname))
+        monkeypatch.setattr(
+            AnsibleModule, "run_command", lambda _module, command: (*self.answers[os.path.basename(command[0])], "")
+        )
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    return Mac(monkeypatch)
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def run(capsys, **arguments):
+    with patch_module_args({"min_free_disk_mb": 1, **arguments}), pytest.raises(SystemExit):
+        mac_host_check.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_facts_of_a_sound_mac(mac, capsys):
+    result = run(capsys, domains=["gui"])
+    assert not result.get("failed"), result
+    assert result["changed"] is False
+    facts = result["facts"]
+    assert (facts["memory_mb"], facts["performance_cores"], facts["efficiency_cores"]) == (65536, 8, 4)
+    assert (facts["chip"], facts["macos_version"], facts["gui_session"]) == ("Apple M4 Max", "15.5", True)
+    assert facts["free_disk_mb"] > 0
+
+
+def test_no_session_at_the_screen_is_refused(mac, capsys):
+    mac.answers["launchctl"] = (125, "")
+    assert "no session at the screen" in run(capsys, domains=["gui"])["msg"]
+
+
+def test_another_system_is_refused_without_asking_for_mac_things(mac, capsys):
+    mac.uname = ("Linux", "box", "6.1", "", "x86_64")
+    mac.answers = {}
+    assert "Linux on x86_64" in run(capsys)["msg"]
+
+
+def test_a_user_that_is_not_there_is_named(mac, capsys):
+    assert "no user nobody-such" in run(capsys, user="nobody-such")["msg"]
+
+
+def test_a_port_of_another_program_is_refused_by_name(mac, capsys, taken_port):
+    mac.answers["lsof"] = (0, f"p12\ncnginx\nn127.0.0.1:{taken_port}\n")
+    message = run(capsys, ports=[{**PORT, "port": taken_port}])["msg"]
+    assert f"port {taken_port}, wanted for instance a, is taken by nginx (pid 12)" in message
+
+
+def test_a_port_of_an_unseen_program_is_refused(mac, capsys, taken_port):
+    assert "another user's program" in run(capsys, ports=[{**PORT, "port": taken_port}])["msg"]
+
+
+def test_a_port_of_the_own_job_is_accepted(mac, capsys, taken_port):
+    mac.answers["lsof"] = (0, f"p11\ncllmster\nn127.0.0.1:{taken_port}\n")
+    assert run(capsys, ports=[{**PORT, "port": taken_port}])["facts"]["listeners"] == []
+
+
+def test_a_job_that_is_not_loaded_owns_no_port(mac, capsys, taken_port):
+    mac.answers["lsof"] = (0, f"p11\ncllmster\nn127.0.0.1:{taken_port}\n")
+    mac.answers["launchctl"] = (113, "")
+    assert run(capsys, ports=[{**PORT, "port": taken_port}])["failed"]
+
+
+def test_a_folder_that_is_not_there_yet_counts_for_its_volume(mac, capsys, tmp_path):
+    assert run(capsys, disk_path=str(tmp_path / "not" / "yet"))["facts"]["free_disk_mb"] > 0
