@@ -1,0 +1,129 @@
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A LiteLLM gateway as it stands in its folder: versions, virtual environments, environment file, fingerprint. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+#: Releases with code of an attacker in them.
+COMPROMISED = ("1.82.7", "1.82.8", "1.107.0")
+#: Before it, requests could get around authentication.
+OLDEST = (1, 84, 0)
+SAFE = "1.106.2"
+
+#: Pythons that the lock has been made for.
+PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
+
+MASTER_KEY_VARIABLE = "LITELLM_MASTER_KEY"
+#: Written into the environment file, so that its hash says nothing about the secrets in it.
+SALT_VARIABLE = "LMFLEET_SALT"
+MARKER = ".lmfleet-complete"
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# In block style and in flow style; what is read from the environment at start is no secret.
+_SECRET = re.compile(
+    r"""(?P<key>["']?[\w.-]*(?:key|token|password|secret|credential|url)[\w.-]*["']?[ \t]*:[ \t]*)"""
+    r"""(?!["']?os\.environ/)(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[^\s,\[{][^,}\n]*)""",
+    re.I,
+)
+
+
+def version_problem(version: str, requirements: str) -> str:
+    """Return why this version of LiteLLM must not be installed with this lock, or ""."""
+    if version in COMPROMISED:
+        return f"LiteLLM {version} was published by an attacker and must never be installed. Use {SAFE}."
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        return f"{version!r} is not an exact version of LiteLLM. Use {SAFE}."
+    if tuple(int(part) for part in version.split(".")) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return f"LiteLLM {version} has known security holes (fixed in {oldest}). Use {SAFE}."
+    locked = re.search(r"^litellm(?:\[[^\]]*\])?==(\S+)", requirements, re.M)
+    if not locked:
+        return "The lock does not pin litellm. Make one with tools/lock_gateway.sh."
+    if locked.group(1) != version:
+        return (
+            f"The lock pins LiteLLM {locked.group(1)}, not {version}. Give litellm_requirements a lock for "
+            "that version (tools/lock_gateway.sh makes one)."
+        )
+    if "--hash=sha256:" not in requirements:
+        return "The lock has no hashes. Make one with tools/lock_gateway.sh."
+    return ""
+
+
+def python_problem(path: str, version: Sequence[int]) -> str:
+    """Return why the interpreter at `path` cannot run the gateway, or ""; `version` is (major, minor)."""
+    if tuple(version) in PYTHONS:
+        return ""
+    wanted = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
+    found = ".".join(map(str, version))
+    return f"{path} is Python {found}, but the gateway needs one of {wanted}. Set litellm_python, or leave it empty."
+
+
+def folder_name(kind: str, *parts: str) -> str:
+    """Return the name of a virtual environment: another one for each content."""
+    return kind + "-" + hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:12]
+
+
+def superfluous(venvs: Mapping[str, float], current: str, kept: int = 1) -> list[str]:
+    """Return the venvs to remove: all but `current` and the `kept` youngest others; `venvs` is name to age stamp."""
+    others = sorted((name for name in venvs if name != current), key=lambda name: venvs[name], reverse=True)
+    return sorted(others[kept:])
+
+
+class Environment(NamedTuple):
+    """The environment file. `variables` are those without the salt."""
+
+    variables: dict
+    salt: str
+
+    def render(self) -> str:
+        """Return the text, for sh to read.
+
+        Raises ValueError for a name that is none, or a value with a NUL or a line end.
+        """
+        lines = [f"{SALT_VARIABLE}={self.salt}"]
+        for name in sorted(self.variables):
+            value = str(self.variables[name])
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a name for an environment variable")
+            if set("\0\n\r") & set(value):
+                raise ValueError(f"the environment variable {name} has a line end or a NUL in its value")
+            lines.append(f"{name}={shlex.quote(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def salt_of(text: str | None) -> str:
+    """Return the salt in the text of an environment file, or ""."""
+    found = re.search(rf"^{SALT_VARIABLE}=([0-9a-f]{{32}})$", text or "", re.M)
+    return found.group(1) if found else ""
+
+
+def environment_diff(before: str | None, after: str) -> tuple[str | None, str]:
+    """Return both texts of an environment file for a diff: the names, and which of them have a new value."""
+    old, new = _lines_by_name(before or ""), _lines_by_name(after)
+    shown = "".join(f"{name}=(hidden{', new' * (name in old and old[name] != new[name])})\n" for name in new)
+    return (None if before is None else "".join(f"{name}=(hidden)\n" for name in old)), shown
+
+
+def _lines_by_name(text: str) -> dict:
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {name: value for name, __, value in pairs if name != SALT_VARIABLE}
+
+
+def without_secrets(config: str | None) -> str | None:
+    """Return the text of a config for a diff: values of keys that sound like secrets are hidden."""
+    return None if config is None else _SECRET.sub(r"\g<key>(hidden)", config)
+
+
+def fingerprint(venv: str, files: Mapping[str, str]) -> str:
+    """Return a hash of all that a running gateway must be restarted for."""
+    digest = hashlib.sha256(venv.encode("utf-8"))
+    for name in sorted(files):
+        digest.update(b"\0" + name.encode("utf-8") + b"\0" + files[name].encode("utf-8"))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,419 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module litellm_deployments."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: litellm_deployments
+short_description: Declare what a LiteLLM gateway routes to
+version_added: "0.1.0"
+author:
+  - The lmfleet contributors (@lmfleet)
+description:
+  - Registers, changes, pauses and removes deployments of a gateway that the role P(lmfleet.mac.litellm#role) has
+    set up. Nothing is restarted, no request is dropped and no database is needed.
+  - Runs on the gateway. It returns when every worker of the gateway has applied the declaration, and fails when they
+    do not in time.
+  - A deployment gets requests only when no owner pauses it. Each owner lifts only its own pauses.
+attributes:
+  check_mode:
+    description: Whether the task can run in check mode.
+    support: full
+  diff_mode:
+    description: Whether the task returns a diff. Tokens are left out of it.
+    support: full
+options:
+  registry:
+    description:
+      - Folder of the gateway's registry, the C(registry) folder below O(lmfleet.mac.litellm_gateway#module:root).
+    type: path
+    required: true
+  deployments:
+    description:
+      - The deployments. Where this is not set, they stay as they are.
+    type: list
+    elements: dict
+    suboptions:
+      id:
+        description:
+          - Id of the deployment, unique in the gateway. A request for the model of this name reaches exactly this
+            deployment.
+        type: str
+        required: true
+      state:
+        description:
+          - V(paused) also pauses the deployment for O(owner), and V(present) then lifts that owner's pause.
+            V(absent) removes the deployment.
+        type: str
+        choices: [present, paused, absent]
+        default: present
+      model_group:
+        description:
+          - Name that clients ask for. Deployments with the same one share its requests.
+        type: str
+      model:
+        description:
+          - Identifier of the model at the backend.
+        type: str
+      api_base:
+        description:
+          - Address of the backend with C(/v1), as V(http://mac-1:1234/v1).
+        type: str
+      api_key:
+        description:
+          - Token for the backend, where it wants one.
+        type: str
+      mode:
+        description:
+          - What the model does.
+        type: str
+        choices: [chat, embedding]
+        default: chat
+      weight:
+        description:
+          - Share of the group's requests, relative to the others. Without it the shares are equal.
+        type: float
+      order:
+        description:
+          - Deployments with a higher number get requests only when those with a lower one are not to be had.
+        type: int
+      timeout:
+        description:
+          - Seconds an answer may take.
+        type: float
+      stream_timeout:
+        description:
+          - Seconds until a stream must have begun.
+        type: float
+      max_parallel_requests:
+        description:
+          - Requests that each worker of the gateway sends at a time. LiteLLM refuses more, it does not queue them.
+        type: int
+      host:
+        description:
+          - The Mac that it is on. For those who look, C(/model/info) of the gateway shows it.
+        type: str
+      instance:
+        description:
+          - The instance that it is on, for those who look.
+        type: str
+      parallel:
+        description:
+          - How many requests the backend serves at a time, for those who look.
+        type: int
+  purge:
+    description:
+      - Whether deployments that O(deployments) does not name are removed.
+    type: bool
+    default: false
+  groups:
+    description:
+      - Model groups that must have a deployment. The task fails before it changes anything when one has none.
+    type: list
+    elements: str
+    default: []
+  routing:
+    description:
+      - How requests are spread over the deployments of a group. V(round_robin) takes turns exactly, in each worker;
+        V(shuffle) draws. Where this is not set, it stays as it is, and is V(round_robin) in a new registry.
+    type: str
+    choices: [round_robin, shuffle]
+  owner:
+    description:
+      - In whose name O(deployments[].state) pauses. Required when one of them is V(paused).
+        Where this is not set, V(present) lifts no pause.
+    type: str
+    choices: [operator, rollout, guard]
+  paused:
+    description:
+      - Pauses deployments, known to the gateway by then, by their ids.
+    type: dict
+    suboptions:
+      owner:
+        description:
+          - In whose name. The pauses of other owners stay as they are.
+        type: str
+        choices: [operator, rollout, guard]
+        required: true
+      ids:
+        description:
+          - All that this owner pauses. Pauses of this owner that are not named are lifted; V([]) lifts all of them.
+        type: list
+        elements: str
+      add:
+        description:
+          - What this owner pauses as well.
+        type: list
+        elements: str
+        default: []
+      remove:
+        description:
+          - What this owner pauses no longer.
+        type: list
+        elements: str
+        default: []
+      reason:
+        description:
+          - Why, for those who look.
+        type: str
+        default: ""
+  workers:
+    description:
+      - How many workers of the gateway must at least have applied the declaration. As many as the gateway was started
+        with, when it is not set.
+    type: int
+  timeout:
+    description:
+      - Seconds to wait for the workers. With V(0) the task does not wait.
+    type: float
+    default: 30
+"""
+
+EXAMPLES = r"""
+- name: Route one model to two Macs
+  lmfleet.mac.litellm_deployments:
+    registry: ~/.lmfleet/gateway/registry
+    purge: true
+    deployments:
+      - id: mac-1-chat-a-smollm2
+        model_group: smollm2
+        model: smollm2
+        api_base: http://mac-1:1234/v1
+      - id: mac-2-chat-a-smollm2
+        model_group: smollm2
+        model: smollm2
+        api_base: http://mac-2:1234/v1
+
+- name: Send no new requests to one of them
+  lmfleet.mac.litellm_deployments:
+    registry: ~/.lmfleet/gateway/registry
+    paused:
+      owner: operator
+      add: [mac-2-chat-a-smollm2]
+      reason: memory upgrade
+
+- name: Lift all pauses of the operator
+  lmfleet.mac.litellm_deployments:
+    registry: ~/.lmfleet/gateway/registry
+    paused:
+      owner: operator
+      ids: []
+"""
+
+RETURN = r"""
+generation:
+  description: Number of the newest change in the registry. In check mode, the number it would get.
+  returned: success
+  type: int
+routing:
+  description: How requests are spread.
+  returned: success
+  type: str
+deployments:
+  description: Ids of all deployments of the gateway, sorted.
+  returned: success
+  type: list
+  elements: str
+added:
+  description: Ids that are new.
+  returned: success
+  type: list
+  elements: str
+updated:
+  description: Ids that are not new but different.
+  returned: success
+  type: list
+  elements: str
+removed:
+  description: Ids that are gone.
+  returned: success
+  type: list
+  elements: str
+paused:
+  description: Id of each paused deployment, with the owners of its pauses.
+  returned: success
+  type: dict
+  sample: {mac-2-chat-a-smollm2: [operator]}
+workers:
+  description: Process ids of the workers that have applied the declaration. Empty in check mode and with O(timeout=0).
+  returned: success
+  type: list
+  elements: int
+"""
+
+import os
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._files import LockTimeoutError, exclusive, file_diff
+from ..module_utils._registry import (
+    OWNERS,
+    ROUTINGS,
+    PauseRequest,
+    Registry,
+    deployment_problems,
+    describe,
+    fleet_problems,
+    paused_by,
+    plan,
+    rejections,
+    waiting_for,
+    wanted_entries,
+)
+
+POLL_SECONDS = 0.1
+
+DEPLOYMENT = {
+    "id": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "paused", "absent"], "default": "present"},
+    "model_group": {"type": "str"},
+    "model": {"type": "str"},
+    "api_base": {"type": "str"},
+    "api_key": {"type": "str", "no_log": True},
+    "mode": {"type": "str", "choices": ["chat", "embedding"], "default": "chat"},
+    "weight": {"type": "float"},
+    "order": {"type": "int"},
+    "timeout": {"type": "float"},
+    "stream_timeout": {"type": "float"},
+    "max_parallel_requests": {"type": "int"},
+    "host": {"type": "str"},
+    "instance": {"type": "str"},
+    "parallel": {"type": "int"},
+}
+
+PAUSED = {
+    "owner": {"type": "str", "choices": list(OWNERS), "required": True},
+    "ids": {"type": "list", "elements": "str"},
+    "add": {"type": "list", "elements": "str", "default": []},
+    "remove": {"type": "list", "elements": "str", "default": []},
+    "reason": {"type": "str", "default": ""},
+}
+
+
+def pause_request(params):
+    """Return what becomes of pauses, from the two ways to say it, or None.
+
+    Raises ValueError when they do not go together.
+    """
+    deployments = params["deployments"] or []
+    if params["paused"]:
+        if params["owner"]:
+            raise ValueError("owner is for the states of deployments; with paused, the owner stands in there")
+        asked = params["paused"]
+        if asked["ids"] is not None and (asked["add"] or asked["remove"]):
+            raise ValueError("paused.ids is all that the owner pauses; add and remove do not go with it")
+        return PauseRequest(asked["owner"], asked["ids"], asked["add"], asked["remove"], asked["reason"])
+    add = [deployment["id"] for deployment in deployments if deployment["state"] == "paused"]
+    if not params["owner"]:
+        if add:
+            raise ValueError(f"{add[0]} is to be paused, but owner does not say in whose name")
+        return None
+    remove = [deployment["id"] for deployment in deployments if deployment["state"] != "paused"]
+    return PauseRequest(params["owner"], None, add, remove, "")
+
+
+def wait_for_workers(registry, state, expected, timeout):
+    """Return the process ids of the workers that have applied `state`.
+
+    Raises TimeoutError when they did not within `timeout` seconds, ValueError when LiteLLM refused a deployment.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        workers = registry.workers(time.time())
+        refused = rejections(workers, state)
+        if refused:
+            raise ValueError("\n".join(refused))
+        missing = waiting_for(workers, state, expected)
+        if not missing:
+            return sorted(worker.pid for worker in workers)
+        if time.monotonic() >= deadline:
+            seen = "; ".join(worker.said() for worker in workers) or "no worker has reported"
+            raise TimeoutError(
+                f"Waited {timeout:g} s for {missing}. Wanted: generation {state.deployments_generation} in "
+                f"{registry.folder}. Last seen: {seen}. Look whether the gateway runs (launchd job lmfleet.gateway) "
+                "and what its log says, then run again."
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def apply(module, registry):
+    """Check, plan and write; return the plan and its diff. Fails the module when the declaration cannot be right."""
+    params = module.params
+    try:
+        pause = pause_request(params)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    state = registry.read()
+    wanted = None if params["deployments"] is None else wanted_entries(params["deployments"], params["purge"], state)
+    after = wanted if wanted is not None else state.deployments or {}
+    problems = deployment_problems(params["deployments"] or []) or fleet_problems(after, params["groups"], pause)
+    if problems:
+        module.fail_json(msg="Nothing has been changed. " + "\n".join(problems), problems=problems)
+    planned = plan(wanted, params["routing"], pause, state, time.time())
+    if not module.check_mode:
+        registry.write(planned.files)
+    diff = (
+        file_diff(registry.folder, describe(state), describe(planned.state))
+        if planned.files
+        else {"before": "", "after": ""}
+    )
+    return planned, diff
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "registry": {"type": "path", "required": True},
+            "deployments": {"type": "list", "elements": "dict", "options": DEPLOYMENT},
+            "purge": {"type": "bool", "default": False},
+            "groups": {"type": "list", "elements": "str", "default": []},
+            "routing": {"type": "str", "choices": list(ROUTINGS)},
+            "owner": {"type": "str", "choices": list(OWNERS)},
+            "paused": {"type": "dict", "options": PAUSED},
+            "workers": {"type": "int"},
+            "timeout": {"type": "float", "default": 30},
+        },
+        supports_check_mode=True,
+    )
+    registry = Registry(module.params["registry"])
+    try:
+        if module.check_mode:
+            planned, diff = apply(module, registry)
+        elif not os.path.isdir(os.path.dirname(registry.folder)):
+            module.fail_json(
+                msg=f"{os.path.dirname(registry.folder)} does not exist. Set up the gateway first (role litellm)."
+            )
+        else:
+            registry.prepare()
+            with exclusive(registry.folder, "litellm_deployments"):
+                planned, diff = apply(module, registry)
+    except (LockTimeoutError, OSError) as error:
+        module.fail_json(msg=f"{registry.folder}: {error}")
+    result = {
+        "changed": bool(planned.files),
+        "generation": planned.state.generation,
+        "routing": planned.state.routing,
+        "deployments": sorted(planned.state.deployments or {}),
+        "added": planned.added,
+        "updated": planned.changed,
+        "removed": planned.removed,
+        "paused": paused_by(planned.state),
+        "workers": [],
+        "diff": diff,
+    }
+    if module.params["timeout"] > 0 and not module.check_mode:
+        try:
+            result["workers"] = wait_for_workers(
+                registry, planned.state, module.params["workers"], module.params["timeout"]
+            )
+        except (TimeoutError, ValueError) as error:
+            module.fail_json(msg=str(error), **result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

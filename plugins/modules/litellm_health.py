@@ -1,0 +1,214 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module litellm_health."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: litellm_health
+short_description: Ask a LiteLLM gateway and its deployments whether they answer
+version_added: "0.1.0"
+author:
+  - The lmfleet contributors (@lmfleet)
+description:
+  - Waits until the gateway is ready, then asks each of the deployments for one token, or one embedding, through the
+    gateway and by its id. So it also shows whether the gateway's own process can reach the deployment, which a check
+    over ssh does not.
+  - Changes nothing.
+attributes:
+  check_mode:
+    description: Whether the task can run in check mode. It does the same as otherwise.
+    support: full
+  diff_mode:
+    description: Whether the task returns a diff.
+    support: none
+options:
+  url:
+    description:
+      - Address of the gateway, as V(http://127.0.0.1:4000).
+    type: str
+    required: true
+  master_key:
+    description:
+      - The gateway's master key.
+    type: str
+  master_key_file:
+    description:
+      - File on the target with the master key.
+    type: path
+  deployments:
+    description:
+      - Ids of the deployments to ask. Needs the master key.
+    type: list
+    elements: str
+    default: []
+  timeout:
+    description:
+      - Seconds to wait until the gateway is ready and all deployments have answered.
+    type: float
+    default: 60
+  probe_timeout:
+    description:
+      - Seconds one answer may take.
+    type: float
+    default: 60
+"""
+
+EXAMPLES = r"""
+- name: Wait until the gateway is ready
+  lmfleet.mac.litellm_health:
+    url: http://127.0.0.1:4000
+
+- name: Ask two deployments something
+  lmfleet.mac.litellm_health:
+    url: http://127.0.0.1:4000
+    master_key_file: ~/.lmfleet/gateway/master_key
+    deployments: [mac-1-chat-a-smollm2, mac-2-chat-a-smollm2]
+"""
+
+RETURN = r"""
+ready_after:
+  description: Seconds until the gateway was ready.
+  returned: when the gateway was ready
+  type: float
+deployments:
+  description: The deployments that were asked, in the order given.
+  returned: when the gateway was ready
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: Id of the deployment.
+      type: str
+      returned: always
+    healthy:
+      description: Whether it answered.
+      type: bool
+      returned: always
+    latency:
+      description: Seconds the last question took.
+      type: float
+      returned: always
+    problem:
+      description: What was seen instead of an answer, empty when it answered.
+      type: str
+      returned: always
+  sample: [{id: mac-1-chat-a-smollm2, healthy: true, latency: 0.21, problem: ""}]
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._files import read_bytes
+from ..module_utils._litellm_http import Gateway, Probe
+
+POLL_SECONDS = 0.5
+READINESS_TIMEOUT = 5.0
+#: Enough to be quick on a large fleet, too few to be a load.
+PARALLEL_PROBES = 8
+
+
+def wait_until_ready(gateway: Gateway, deadline: float) -> str:
+    """Return "" once the gateway is ready, or what was last seen when it was not by `deadline` (monotonic seconds)."""
+    while True:
+        problem = gateway.readiness(READINESS_TIMEOUT)
+        if not problem or time.monotonic() >= deadline:
+            return problem
+        time.sleep(POLL_SECONDS)
+
+
+def probe_all(gateway: Gateway, deployments: list[str], deadline: float, probe_timeout: float) -> list[Probe]:
+    """Ask until all have answered or `deadline` (monotonic seconds) has passed; return the last outcome of each."""
+    last = {deployment: Probe(deployment, "not asked", 0.0) for deployment in deployments}
+    while deployments:
+        pending = [deployment for deployment in deployments if last[deployment].problem]
+        for outcome in _probe_once(gateway, pending, deadline, probe_timeout):
+            last[outcome.deployment] = outcome
+        if not any(outcome.problem for outcome in last.values()) or time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    return list(last.values())
+
+
+def _probe_once(gateway: Gateway, deployments: list[str], deadline: float, probe_timeout: float) -> list[Probe]:
+    try:
+        modes = gateway.modes(READINESS_TIMEOUT)
+    except ValueError as error:
+        return [Probe(deployment, str(error), 0.0) for deployment in deployments]
+
+    def probe(deployment: str) -> Probe:
+        if deployment not in modes:
+            return Probe(deployment, "the gateway does not know it", 0.0)
+        timeout = max(1.0, min(probe_timeout, deadline - time.monotonic()))
+        return gateway.probe(deployment, modes[deployment], timeout)
+
+    with ThreadPoolExecutor(PARALLEL_PROBES) as pool:
+        return list(pool.map(probe, deployments))
+
+
+def master_key(params: dict) -> str:
+    """Return the key. Raises ValueError when one is needed and there is none."""
+    key = params["master_key"] or ""
+    if params["master_key_file"]:
+        try:
+            key = (read_bytes(params["master_key_file"]) or b"").decode("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{params['master_key_file']}: {error}") from None
+    if params["deployments"] and not key:
+        raise ValueError("asking deployments needs the master key: give master_key, or a master_key_file that holds it")
+    return key
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "master_key": {"type": "str", "no_log": True},
+            "master_key_file": {"type": "path", "no_log": False},
+            "deployments": {"type": "list", "elements": "str", "default": []},
+            "timeout": {"type": "float", "default": 60},
+            "probe_timeout": {"type": "float", "default": 60},
+        },
+        mutually_exclusive=[("master_key", "master_key_file")],
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        gateway = Gateway(params["url"], master_key(params))
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    began = time.monotonic()
+    deadline = began + params["timeout"]
+    problem = wait_until_ready(gateway, deadline)
+    if problem:
+        module.fail_json(
+            msg=f"The gateway at {params['url']} was not ready within {params['timeout']:g} s. Last seen: {problem}. "
+            "Look at its log (logs/gateway.log in the gateway's folder)."
+        )
+    result = {"changed": False, "ready_after": round(time.monotonic() - began, 3)}
+    outcomes = probe_all(gateway, params["deployments"], deadline, params["probe_timeout"])
+    result["deployments"] = [
+        {
+            "id": outcome.deployment,
+            "healthy": not outcome.problem,
+            "latency": outcome.latency,
+            "problem": outcome.problem,
+        }
+        for outcome in outcomes
+    ]
+    silent = [f"  - {outcome.deployment}: {outcome.problem}" for outcome in outcomes if outcome.problem]
+    if silent:
+        module.fail_json(
+            msg=f"{len(silent)} of {len(outcomes)} deployments did not answer through the gateway within "
+            f"{params['timeout']:g} s. Last seen:\n" + "\n".join(silent),
+            **result,
+        )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
