@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two fresh sandbox Macs for the whole session."""
+
+from __future__ import annotations
+
+import pytest
+from fleet_under_test import Fleet
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory):
+    """Two fresh Macs on which nothing is installed. The tests of bad input come first and rely on that."""
+    fleet = Fleet(tmp_path_factory.mktemp("inventory"))
+    fleet.sandbox("down")
+    fleet.sandbox("up", "2")
+    yield fleet
+    fleet.sandbox("down")
+
+
+@pytest.fixture(scope="session")
+def served(fleet):
+    """The fleet after a first run of site.yml."""
+    fleet.play().succeeded()
+    return fleet

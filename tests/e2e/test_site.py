@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The main job: site.yml makes two Macs one service, keeps it so, and the service heals by itself."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+from pathlib import Path
+
+import pytest
+
+from fleet_under_test import REPOSITORY, Run, chat
+
+pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
+
+DEPLOYMENTS = {f"mac-{mac}-chat-{instance}-pretender" for mac in (1, 2) for instance in "ab"}
+
+
+def test_check_mode_before_the_first_run_tells_all_and_changes_nothing(fleet):
+    before = {host: fleet.files(host) for host in ("mac-1", "mac-2")}
+    run = fleet.play("--check", "--diff").succeeded()
+    assert all(run.changed.values()), run.output
+    run.said("numParallelSessions", "lmfleet.instance.chat-a", "lmfleet.gateway", "mac-2-chat-b-pretender-embed")
+    assert {host: fleet.files(host) for host in ("mac-1", "mac-2")} == before
+
+
+def test_a_second_run_changes_nothing_and_restarts_nothing(served):
+    before = served.daemons()
+    run = served.play().succeeded()
+    assert run.changed == {"mac-1": 0, "mac-2": 0}
+    assert served.daemons() == before
+    run.said("mac-2 chat-b 1235 pretender-embed default ready", "Clients: http://10.77.1.11:4000/v1")
+
+
+def test_check_mode_after_it_reports_nothing(served):
+    run = served.play("--check", "--diff").succeeded()
+    assert run.changed == {"mac-1": 0, "mac-2": 0}
+
+
+def test_a_real_model_answers_in_a_stream(served):
+    with served.ask("/v1/chat/completions", chat("smollm2-135m-instruct", max_tokens=24, stream=True)) as response:
+        assert response.headers["x-litellm-model-id"] == "mac-1-chat-a-smollm2-135m-instruct"
+        chunks = [json.loads(line[6:]) for line in response if line.startswith(b"data: {")]
+    words = [chunk["choices"][0]["delta"].get("content") for chunk in chunks if chunk["choices"]]
+    assert len([word for word in words if word]) > 3
+
+
+def test_embeddings_come_from_the_embedding_model(served):
+    with served.ask("/v1/embeddings", {"model": "pretender-embed", "input": ["one", "two"]}) as response:
+        vectors = [entry["embedding"] for entry in json.load(response)["data"]]
+    assert len(vectors) == 2
+    assert vectors[0] != vectors[1]
+
+
+def test_every_deployment_of_a_group_gets_its_share(served):
+    def one(_number):
+        with served.ask("/v1/chat/completions", chat("pretender", max_tokens=1)) as response:
+            response.read()
+            return response.headers["x-litellm-model-id"]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        shares = collections.Counter(clients.map(one, range(200)))
+    assert set(shares) == DEPLOYMENTS
+    assert max(shares.values()) / min(shares.values()) <= 1.5, shares
+
+
+def test_the_settings_of_a_model_arrive(served):
+    status = served.status("mac-2", "chat-a")
+    assert [(model["identifier"], model["parallel"], model["context_length"]) for model in status["models"]] == [
+        ("pretender", 4, 4096)
+    ]
+
+
+def test_no_secret_can_be_read_by_others(served):
+    key = served.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
+    assert len(key) > 20
+    readable = "find /Users/admin/.lmfleet/gateway /Library/LaunchDaemons -maxdepth 1 -type f -perm -004"
+    for file in served.on("mac-1", readable, root=True).split():
+        assert key not in served.on("mac-1", f"cat {file}", root=True), file
+    assert key not in served.on("mac-1", "ps -axo args", root=True)
+
+
+def test_a_killed_daemon_serves_again_by_itself(served):
+    pid = served.status("mac-2", "chat-a")["daemon_pid"]
+    served.on("mac-2", f"kill -9 {pid}", root=True)
+    served.wait_until_ready("mac-2", "chat-a", not_pid=pid)
+    answers(served, "mac-2-chat-a-pretender")
+
+
+def test_a_rebooted_mac_serves_again_by_itself(served):
+    before = served.daemons()
+    served.sandbox("reboot", "mac-1")
+    for instance in ("chat-a", "chat-b"):
+        served.wait_until_ready("mac-1", instance, not_pid=before[f"mac-1/{instance}"])
+    for deployment in ("mac-1-chat-b-pretender", "mac-2-chat-b-pretender"):
+        answers(served, deployment)
+
+
+def test_after_all_that_a_run_changes_nothing(served):
+    assert served.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+
+
+def test_a_changed_setting_loads_that_model_anew_and_nothing_else(served, tmp_path):
+    before = served.daemons()
+    changed = served.copy(tmp_path)
+    for host in (changed.variables["macs"], changed.hosts["all"]["children"]["macs"]["hosts"]["mac-1"]):
+        host["lmfleet_instances"][1]["models"][0] = {"name": "pretender", "load": {"parallel": 2}}
+    run = changed.play("--diff").succeeded()
+    run.said("numParallelSessions")
+    assert served.daemons() == before
+    assert served.status("mac-1", "chat-b")["models"][0]["parallel"] == 2
+    assert served.status("mac-1", "chat-a")["models"][0]["parallel"] == 4
+    assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    served.play().succeeded()
+
+
+def test_a_removed_instance_is_stopped_and_its_deployments_forgotten(served, tmp_path):
+    smaller = served.copy(tmp_path)
+    smaller.variables["macs"]["lmfleet_instances"].pop()
+    smaller.play().succeeded()
+    assert "chat-b" not in served.on("mac-2", "ls /Users/admin/.lmfleet/instances /Users/admin/Library/LaunchAgents")
+    with pytest.raises(urllib.error.HTTPError):
+        served.ask("/v1/chat/completions", chat("mac-2-chat-b-pretender"))
+    served.play().succeeded()
+    answers(served, "mac-2-chat-b-pretender")
+
+
+def test_two_runs_at_once_do_no_harm(served):
+    processes = [served.start(), served.start()]
+    runs = [Run(process, process.communicate()[0]) for process in processes]
+    assert any(run.code == 0 for run in runs), runs[0].output
+    for run in runs:
+        if run.code:
+            run.said("Another run works on this fleet")
+        else:
+            assert run.changed == {"mac-1": 0, "mac-2": 0}
+
+
+@pytest.mark.parametrize("seconds", [4, 7, 10, 14])
+def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
+    changed = served.copy(tmp_path)
+    changed.variables["all"]["lmfleet_models"]["pretender"]["load"]["context_length"] = 5000 + seconds
+    process = changed.start()
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    changed.play().succeeded()
+    assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    assert served.status("mac-2", "chat-a")["models"][0]["context_length"] == 5000 + seconds
+
+
+def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):
+    galaxy = [str(Path(sys.executable).parent / "ansible-galaxy"), "collection"]
+    build = subprocess.run(
+        [*galaxy, "build", "--output-path", str(tmp_path)], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    )
+    archive = next(tmp_path.glob("lmfleet-mac-*.tar.gz"))
+    assert str(archive) in build.stdout
+    subprocess.run(
+        [*galaxy, "install", str(archive), "-p", str(tmp_path / "installed"), "--offline"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    run = served.play("--check", playbook="lmfleet.mac.site", ANSIBLE_COLLECTIONS_PATH=str(tmp_path / "installed"))
+    assert run.succeeded().output
+
+
+def answers(fleet, deployment: str, timeout: float = 90) -> None:
+    """Assert that a deployment answers through the gateway within C(timeout) seconds; a cooldown may have to pass."""
+    deadline, last = time.monotonic() + timeout, None
+    while time.monotonic() < deadline:
+        try:
+            with fleet.ask("/v1/chat/completions", chat(deployment)) as response:
+                assert response.headers["x-litellm-model-id"] == deployment
+                return
+        except OSError as error:
+            last = error
+        time.sleep(1)
+    raise AssertionError(f"{deployment} did not answer within {timeout} s; last: {last}")

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet of two sandbox Macs, and what a person would do with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SANDBOX = REPOSITORY / "tests" / "sandbox" / "sandbox"
+ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+REALM = "test"
+NETWORK = "10.77.1"
+STATE = f"/var/tmp/lmfleet-sandbox/{REALM}"
+RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+
+
+class Run:
+    """A finished ansible-playbook."""
+
+    def __init__(self, process: subprocess.Popen, output: str):
+        self.code = process.returncode
+        self.output = output
+        self.changed = {match[1]: int(match[3]) for match in RECAP.finditer(output)}
+
+    def succeeded(self) -> Run:
+        assert self.code == 0, self.output
+        return self
+
+    def said(self, *words: str) -> Run:
+        """Assert that the output has the words; the line breaks of a long message do not count."""
+        text = " ".join(self.output.split())
+        for word in words:
+            assert word in text, f"{word!r} not in:\n{self.output}"
+        return self
+
+
+class Fleet:
+    """The inventory of two sandbox Macs, and commands for them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        shipped = REPOSITORY / "inventory" / "sandbox"
+        self.hosts = yaml.safe_load((shipped / "hosts.yml").read_text())
+        for number, host in enumerate(self.hosts["all"]["children"]["macs"]["hosts"].values(), start=11):
+            host["ansible_host"] = f"{NETWORK}.{number}"
+        self.variables = {
+            group: yaml.safe_load((shipped / "group_vars" / f"{group}.yml").read_text())
+            for group in ("all", "macs", "gateways")
+        }
+        self.variables["all"].update(sandbox_state=STATE, sandbox_mirror=f"http://{NETWORK}.1:8080")
+        chat = {"name": "pretender"}
+        self.variables["macs"]["lmfleet_instances"] = [
+            {"name": "chat-a", "port": 1234, "models": [chat]},
+            {"name": "chat-b", "port": 1235, "models": [chat, {"name": "pretender-embed"}]},
+        ]
+        # The real model on one of them: it takes a whole core.
+        real = copy.deepcopy(self.variables["macs"]["lmfleet_instances"])
+        real[0]["models"].append({"name": "smollm2-135m-instruct"})
+        self.hosts["all"]["children"]["macs"]["hosts"]["mac-1"]["lmfleet_instances"] = real
+
+    def copy(self, folder: Path) -> Fleet:
+        other = copy.copy(self)
+        other.folder = folder
+        other.hosts, other.variables = copy.deepcopy(self.hosts), copy.deepcopy(self.variables)
+        return other
+
+    def start(self, *arguments: str, playbook: str = "site.yml", **environment: str) -> subprocess.Popen:
+        (self.folder / "group_vars").mkdir(parents=True, exist_ok=True)
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump(self.hosts))
+        for group, variables in self.variables.items():
+            (self.folder / "group_vars" / f"{group}.yml").write_text(yaml.safe_dump(variables))
+        command = [str(ANSIBLE_PLAYBOOK), "-i", str(self.folder), playbook, *arguments]
+        variables = {**os.environ, "ANSIBLE_NOCOLOR": "1", **environment}
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def play(self, *arguments: str, playbook: str = "site.yml", **environment: str) -> Run:
+        process = self.start(*arguments, playbook=playbook, **environment)
+        return Run(process, process.communicate()[0])
+
+    def sandbox(self, *words: str) -> str:
+        result = subprocess.run(
+            [sys.executable, SANDBOX, "--realm", REALM, *words], check=False, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"sandbox {' '.join(words)}: {result.stdout}{result.stderr}"
+        return result.stdout
+
+    def on(self, host: str, command: str, root: bool = False) -> str:
+        words = ["exec", *(["--root"] if root else []), host, "--", *shlex.split(command)]
+        return self.sandbox(*words)
+
+    def files(self, host: str) -> str:
+        """Return what the collection has on a Mac, with times: equal before and after means that nothing was touched."""
+        places = "/Users/admin /Library/LaunchDaemons"
+        return self.on(host, f"find {places} -not -path '*/.ansible*' -not -path '*/logs*' -newermt 2000-01-01 -ls", root=True)
+
+    def status(self, host: str, instance: str) -> dict:
+        return json.loads(self.on(host, f"cat /Users/admin/.lmfleet/instances/{instance}/status.json"))
+
+    def daemons(self) -> dict[str, int]:
+        """Return the pid of each instance's daemon and of the gateway."""
+        pids = {
+            f"{host}/{instance}": self.status(host, instance)["daemon_pid"]
+            for host in ("mac-1", "mac-2")
+            for instance in ("chat-a", "chat-b")
+        }
+        job = self.on("mac-1", "launchctl print system/lmfleet.gateway")
+        return {**pids, "gateway": int(re.search(r"\bpid = (\d+)", job)[1])}
+
+    def wait_until_ready(self, host: str, instance: str, not_pid: int | None = None, timeout: float = 90) -> dict:
+        deadline, status = time.monotonic() + timeout, None
+        while time.monotonic() < deadline:
+            try:
+                status = self.status(host, instance)
+            except (AssertionError, ValueError):
+                status = None
+            if status and status["state"] == "ready" and status["daemon_pid"] != not_pid:
+                return status
+            time.sleep(0.5)
+        raise AssertionError(f"{host}/{instance} was not ready within {timeout} s; last seen: {status}")
+
+    def ask(self, path: str, body: dict, timeout: float = 60) -> urllib.request.http.client.HTTPResponse:
+        """Send a request to the gateway. The caller reads and closes the response; HTTPError for any but 200."""
+        key = self.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
+        request = urllib.request.Request(
+            f"http://{NETWORK}.11:4000{path}",
+            json.dumps(body).encode(),
+            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        )
+        return urllib.request.urlopen(request, timeout=timeout)
+
+
+def chat(model: str, words: str = "Say hello.", **options) -> dict:
+    return {"model": model, "messages": [{"role": "user", "content": words}], "max_tokens": 4, **options}
