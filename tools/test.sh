@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 sandbox_down() {
   tests/sandbox/sandbox --realm test down >/dev/null
+  tests/sandbox/sandbox --realm e2e down >/dev/null
 }
 
 part() { # TITLE COMMAND...

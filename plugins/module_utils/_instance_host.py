@@ -37,6 +37,7 @@ _HTTP_TIMEOUT = 5.0
 _LASTING = 20.0
 #: Starts of the runner seen while waiting after which it counts as one that keeps dying.
 _MOST_STARTS = 4
+_REMOVED = ".removed-"
 #: Seconds to let a job that has just started write its first status.
 _SETTLE = 10.0
 
@@ -224,16 +225,14 @@ class InstanceHost:
         if not leftover.with_home:
             return
         self._end_daemon(leftover.name)
-        home = self.home(leftover.name)
-        # Renamed first: what is half removed no longer looks like an instance. rmtree does not follow the models link.
-        gone = os.path.join(self.directory, f".removed-{leftover.name}-{os.getpid()}")
-        os.rename(home, gone)
-        shutil.rmtree(gone)
+        # What is renamed no longer looks like an instance, however far clean_up() gets.
+        gone = os.path.join(self.directory, f"{_REMOVED}{leftover.name}-{os.getpid()}")
+        os.rename(self.home(leftover.name), gone)
 
     def clean_up(self) -> None:
-        """Remove homes that an earlier run was killed in the middle of removing."""
+        """Delete the homes that were removed, also those of a run that was killed. Links in them are not followed."""
         for name in _listing(self.directory):
-            if name.startswith(".removed-"):
+            if name.startswith(_REMOVED):
                 shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
 
     def _end_daemon(self, name: str) -> None:

@@ -189,14 +189,21 @@ def plan(wanted: Service, path: str, actual: Actual) -> list[str]:
     return actions
 
 
-_SHOWN = re.compile(r"^[ \t]*(state|pid|last exit code|path) = (.*)$", re.MULTILINE)
+_SHOWN = ("state", "pid", "last exit code", "path")
 
 
 def parse_print(text: str) -> Job:
     """Return the Job in the output of `launchctl print DOMAIN/LABEL`; only four of its fields can be relied on."""
     shown: dict[str, str] = {}
-    for key, value in _SHOWN.findall(text):
-        shown.setdefault(key, value.strip())  # nested blocks repeat some names further down
+    depth = 0
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition(" = ")
+        if value.endswith("{"):
+            depth += 1
+        elif line.strip() == "}":
+            depth -= 1
+        elif equals and depth == 1 and key in _SHOWN:  # nested blocks use the same names for other things
+            shown.setdefault(key, value)
     return Job(shown.get("state"), _number(shown.get("pid")), _number(shown.get("last exit code")), shown.get("path"))
 
 

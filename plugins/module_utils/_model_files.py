@@ -51,6 +51,8 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
         if (same["path"], same["sha256"].lower()) != (path, entry["sha256"].lower()):
             raise ModelError(f"model {name}: path {path!r} is also that of model {same['name']}, with another content")
         source = entry.get("url") or entry.get("src")
+        if not source or (entry.get("url") and entry.get("src")):
+            raise ModelError(f"model {name}: exactly one of url and src must say where {path} comes from")
         files.append(ModelFile(name, path, source, entry["sha256"].lower(), entry.get("size")))
     return files
 

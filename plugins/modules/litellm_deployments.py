@@ -317,19 +317,13 @@ def pause_request(params):
 
 
 def wait_for_workers(registry, state, expected, timeout):
-    """Return the process ids of the workers that have applied `state`.
-
-    Raises TimeoutError when they did not within `timeout` seconds, ValueError when LiteLLM refused a deployment.
-    """
+    """Return the workers that have applied `state`; raises TimeoutError when they did not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         workers = registry.workers(time.time())
-        refused = rejections(workers, state)
-        if refused:
-            raise ValueError("\n".join(refused))
         missing = waiting_for(workers, state, expected)
         if not missing:
-            return sorted(worker.pid for worker in workers)
+            return workers
         if time.monotonic() >= deadline:
             seen = "; ".join(worker.said() for worker in workers) or "no worker has reported"
             raise TimeoutError(
@@ -340,28 +334,32 @@ def wait_for_workers(registry, state, expected, timeout):
         time.sleep(POLL_SECONDS)
 
 
-def apply(module, registry):
-    """Check, plan and write; return the plan and its diff. Fails the module when the declaration cannot be right."""
-    params = module.params
-    try:
-        pause = pause_request(params)
-    except ValueError as error:
-        module.fail_json(msg=str(error))
-    state = registry.read()
-    wanted = None if params["deployments"] is None else wanted_entries(params["deployments"], params["purge"], state)
-    after = wanted if wanted is not None else state.deployments or {}
-    problems = deployment_problems(params["deployments"] or []) or fleet_problems(after, params["groups"], pause)
+def refuse(module, problems):
+    """Fail the module when there are problems."""
     if problems:
         module.fail_json(msg="Nothing has been changed. " + "\n".join(problems), problems=problems)
+
+
+def apply(module, registry, pause):
+    """Plan and write; return the plan and its diff. Fails the module when the outcome could not work."""
+    params = module.params
+    state = registry.read()
+    wanted = None if params["deployments"] is None else wanted_entries(params["deployments"], params["purge"], state)
+    after = (state.deployments or {}) if wanted is None else wanted
+    refuse(module, fleet_problems(after, params["groups"], pause))
     planned = plan(wanted, params["routing"], pause, state, time.time())
     if not module.check_mode:
         registry.write(planned.files)
-    diff = (
-        file_diff(registry.folder, describe(state), describe(planned.state))
-        if planned.files
-        else {"before": "", "after": ""}
-    )
-    return planned, diff
+    diff = file_diff(registry.folder, describe(state), describe(planned.state))
+    return planned, diff if planned.files else {"before": "", "after": ""}
+
+
+def tell_refusals(module, refused, result):
+    """Fail for deployments that LiteLLM has refused, but only warn when this run is about something else."""
+    if refused and module.params["deployments"] is not None:
+        module.fail_json(msg="\n".join(refused), **result)
+    for line in refused:
+        module.warn(line)
 
 
 def main():
@@ -380,9 +378,14 @@ def main():
         supports_check_mode=True,
     )
     registry = Registry(module.params["registry"])
+    refuse(module, deployment_problems(module.params["deployments"] or []))
+    try:
+        pause = pause_request(module.params)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
     try:
         if module.check_mode:
-            planned, diff = apply(module, registry)
+            planned, diff = apply(module, registry, pause)
         elif not os.path.isdir(os.path.dirname(registry.folder)):
             module.fail_json(
                 msg=f"{os.path.dirname(registry.folder)} does not exist. Set up the gateway first (role litellm)."
@@ -390,7 +393,7 @@ def main():
         else:
             registry.prepare()
             with exclusive(registry.folder, "litellm_deployments"):
-                planned, diff = apply(module, registry)
+                planned, diff = apply(module, registry, pause)
     except (LockTimeoutError, OSError) as error:
         module.fail_json(msg=f"{registry.folder}: {error}")
     result = {
@@ -407,11 +410,11 @@ def main():
     }
     if module.params["timeout"] > 0 and not module.check_mode:
         try:
-            result["workers"] = wait_for_workers(
-                registry, planned.state, module.params["workers"], module.params["timeout"]
-            )
-        except (TimeoutError, ValueError) as error:
+            workers = wait_for_workers(registry, planned.state, module.params["workers"], module.params["timeout"])
+        except TimeoutError as error:
             module.fail_json(msg=str(error), **result)
+        result["workers"] = sorted(worker.pid for worker in workers)
+        tell_refusals(module, rejections(workers, planned.state), result)
     module.exit_json(**result)
 
 

@@ -43,7 +43,7 @@ options:
         type: str
         required: true
       url:
-        description: Where the file comes from, as an http, https or file URL.
+        description: Where the file comes from, as an http, https or file URL. Either this or O(models[].src).
         type: str
       src:
         description: Absolute path of the file on this Mac; it is copied.
@@ -173,8 +173,6 @@ def main() -> None:
                     "sha256": {"type": "str", "required": True},
                     "size": {"type": "int"},
                 },
-                "mutually_exclusive": [("url", "src")],
-                "required_one_of": [("url", "src")],
             },
             "index": {"type": "path"},
             "partial": {"type": "path"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two fresh sandbox Macs for the whole session."""
+"""Two fresh sandbox Macs for each file of tests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 from fleet_under_test import Fleet
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
-    """Two fresh Macs on which nothing is installed. The tests of bad input come first and rely on that."""
+    """Two fresh Macs on which nothing is installed."""
     fleet = Fleet(tmp_path_factory.mktemp("inventory"))
     fleet.sandbox("down")
     fleet.sandbox("up", "2")
@@ -17,7 +17,7 @@ def fleet(tmp_path_factory):
     fleet.sandbox("down")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(fleet):
     """The fleet after a first run of site.yml."""
     fleet.play().succeeded()

@@ -80,7 +80,7 @@ def test_a_host_that_is_no_mac(fleet, tmp_path):
     bad.hosts["all"]["children"]["macs"]["hosts"]["this-machine"] = {
         "ansible_connection": "local",
         "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-        "ansible_host": "10.77.1.1",
+        "ansible_host": "10.77.8.1",
     }
     run = bad.play()
     assert run.code != 0
@@ -104,8 +104,7 @@ def test_a_wrong_checksum_of_the_archive(fleet, tmp_path):
     run = bad.play("--limit", "mac-2")
     assert run.code != 0
     run.said("0" * 128, "darwin-arm64.full.tar.gz")
-    leftovers = fleet.on("mac-2", "find /Users/admin/.lmfleet -type f")
-    assert "llmster" not in leftovers and ".part" not in leftovers
+    assert fleet.on("mac-2", "find /Users/admin/.lmfleet -type f -not -name .lmfleet.lock") == ""
     fleet.on("mac-2", "rm -rf /Users/admin/.lmfleet")
 
 
@@ -115,6 +114,5 @@ def test_a_wrong_checksum_of_a_model(fleet, tmp_path):
     run = bad.play("--limit", "mac-2")
     assert run.code != 0
     run.said("pretender", "0" * 64)
-    leftovers = fleet.on("mac-2", "find /Users/admin/.lmfleet -name '*fake-llm*'")
-    assert leftovers == ""
+    assert fleet.on("mac-2", "find /Users/admin/.lmfleet/models -type f -path '*pretender/*'") == ""
     fleet.on("mac-2", "rm -rf /Users/admin/.lmfleet")

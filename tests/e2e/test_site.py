@@ -34,7 +34,7 @@ def test_a_second_run_changes_nothing_and_restarts_nothing(served):
     run = served.play().succeeded()
     assert run.changed == {"mac-1": 0, "mac-2": 0}
     assert served.daemons() == before
-    run.said("mac-2 chat-b 1235 pretender-embed default ready", "Clients: http://10.77.1.11:4000/v1")
+    run.said("mac-2 chat-b 1235 pretender-embed default ready", "Clients: http://10.77.8.11:4000/v1")
 
 
 def test_check_mode_after_it_reports_nothing(served):

@@ -19,8 +19,8 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 SANDBOX = REPOSITORY / "tests" / "sandbox" / "sandbox"
 ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
-REALM = "test"
-NETWORK = "10.77.1"
+REALM = "e2e"
+NETWORK = "10.77.8"
 STATE = f"/var/tmp/lmfleet-sandbox/{REALM}"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
@@ -103,8 +103,9 @@ class Fleet:
 
     def files(self, host: str) -> str:
         """Return what the collection has on a Mac, with times: equal before and after means that nothing was touched."""
-        places = "/Users/admin /Library/LaunchDaemons"
-        return self.on(host, f"find {places} -not -path '*/.ansible*' -not -path '*/logs*' -newermt 2000-01-01 -ls", root=True)
+        # Ansible's own folder, logs, and a file of Debian's sudo come and go.
+        find = "find /Users/admin /Library/LaunchDaemons -not -path '*/.ansible*' -not -path '*/logs*' -not -name '.sudo_*'"
+        return self.on(host, f"{find} -type d", root=True) + self.on(host, f"{find} -not -type d -ls", root=True)
 
     def status(self, host: str, instance: str) -> dict:
         return json.loads(self.on(host, f"cat /Users/admin/.lmfleet/instances/{instance}/status.json"))

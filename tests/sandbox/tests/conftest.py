@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from lmfleet_sandbox.testing import Job, SshMac, realm_up
 
 _numbers = itertools.count(1)

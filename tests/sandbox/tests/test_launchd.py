@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from lmfleet_sandbox.testing import CLI, wait_until
 
 pytestmark = pytest.mark.sandbox

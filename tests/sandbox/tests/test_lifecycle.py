@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from lmfleet_sandbox import fleet, processes
 from lmfleet_sandbox.realm import Realm
 from lmfleet_sandbox.testing import CLI, SshMac, sandbox
@@ -20,7 +21,7 @@ from lmfleet_sandbox.testing import CLI, SshMac, sandbox
 pytestmark = [pytest.mark.sandbox, pytest.mark.usefixtures("realm")]
 
 # Realms of their own: the tests next door go on using theirs.
-ONE, TWO = Realm("spare8"), Realm("spare9")
+ONE, TWO = Realm("spare4"), Realm("spare5")
 
 
 def traces(realm: Realm) -> list[str]:

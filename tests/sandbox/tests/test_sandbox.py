@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from lmfleet_sandbox.realm import CACHE
 from lmfleet_sandbox.testing import sandbox
 

@@ -147,14 +147,17 @@ def test_too_few_workers(run):
     assert "2 of the gateway's workers to report, and 1 did" in run(deployments=[A], workers=2, timeout=0.5)["msg"]
 
 
-def test_a_refused_deployment(run, folder):
+def test_a_refused_deployment_fails_the_declaration_but_not_a_pause(run, folder):
     worker = Worker(folder, rejected={"a": "no such provider"})
     try:
-        result = run(deployments=[A])
+        declared = run(deployments=[A])
+        paused = run(paused={"owner": "operator", "ids": ["a"]})
     finally:
         worker.stop()
-    assert result["failed"]
-    assert result["msg"] == "the gateway refused the deployment a: no such provider"
+    assert declared["failed"]
+    assert declared["msg"] == "the gateway refused the deployment a: no such provider"
+    assert not paused.get("failed")
+    assert declared["msg"] in str(paused["warnings"])
 
 
 def test_a_gateway_that_is_not_there(run, tmp_path):

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module litellm_gateway, with uv, pip and LiteLLM replaced by a script that leaves what they would leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.lmfleet.mac.plugins.module_utils import _command
+from ansible_collections.lmfleet.mac.plugins.modules import litellm_gateway
+
+LOCK = "litellm==1.106.2 \\\n    --hash=sha256:00\n"
+
+
+class Commands:
+    """Stands for every program the module starts; remembers them, and fails where a test wants it."""
+
+    def __init__(self):
+        self.started, self.failing, self.said = [], {}, ""
+        self.python = "3 12"
+
+    def __call__(self, argv, timeout, env=None, cwd=None):
+        line = " ".join(map(str, argv))
+        self.started.append((line, env))
+        for part, error in self.failing.items():
+            if part in line:
+                return _command.Result(1, "", error)
+        if " -m venv " in line or " venv " in line:
+            Path(argv[-1], "bin").mkdir(parents=True)
+        return _command.Result(0, self.python if "version_info" in line else self.said, "")
+
+    def lines(self, part):
+        return [line for line, __ in self.started if part in line]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    commands = Commands()
+    monkeypatch.setattr(litellm_gateway, "run", commands)
+    return commands
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "gateway"
+
+
+@pytest.fixture
+def run(root, commands, capsys):
+    def run(**arguments):
+        commands.started.clear()
+        arguments = {
+            "root": str(root),
+            "version": "1.106.2",
+            "requirements": LOCK,
+            "uv_requirements": "uv==1 --hash=sha256:00",
+            "python": "/opt/python",
+            "config": "model_list: []",
+            "plugin": "registry = 1",
+            "launcher": "#!/bin/sh",
+            **arguments,
+        }
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            litellm_gateway.main()
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
+
+
+def test_check_mode_first_tells_and_changes_nothing(run, root, commands):
+    result = run(_ansible_check_mode=True)
+    assert result["changed"]
+    assert result["actions"][:2] == ["tools", "venv"]
+    assert result["actions"][-1] == "switch"
+    assert result["root"] == str(root)
+    assert not root.exists()
+    assert commands.started == []
+
+
+def test_it_installs_and_then_leaves_it(run, root, commands):
+    result = run()
+    assert result["changed"]
+    assert os.readlink(root / "current") == os.path.basename(result["venv"])
+    assert {name: mode(root / name) for name in ("config.yaml", "gateway.env", "master_key")} == dict.fromkeys(
+        ("config.yaml", "gateway.env", "master_key"), 0o600
+    )
+    assert mode(root / "run-gateway") == 0o755
+    assert (root / "logs").is_dir()
+    assert "--require-hashes" in commands.lines("pip install")[0]
+    assert "--require-hashes" in commands.lines("pip sync")[0]
+    before = tree(root)
+    again = run()
+    assert (again["changed"], again["actions"], again["diff"]) == (False, [], [])
+    assert again["fingerprint"] == result["fingerprint"]
+    assert commands.started == []
+    assert run(_ansible_check_mode=True)["changed"] is False
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    ("version", "lock", "message"),
+    [
+        ("1.82.7", LOCK, "published by an attacker"),
+        ("1.82.8", LOCK, "published by an attacker"),
+        ("1.107.0", LOCK, "published by an attacker"),
+        ("1.83.9", LOCK, "known security holes"),
+        ("1.9.0", LOCK, "known security holes"),
+        ("latest", LOCK, "not an exact version"),
+        ("1.106.3", LOCK, "The lock pins LiteLLM 1.106.2"),
+        ("1.106.2", "uv==1", "does not pin litellm"),
+        ("1.106.2", "litellm==1.106.2", "has no hashes"),
+    ],
+)
+def test_versions_that_are_refused(run, root, version, lock, message):
+    result = run(version=version, requirements=lock)
+    assert result["failed"]
+    assert message in result["msg"]
+    assert not root.exists()
+
+
+def test_another_user_is_refused(run, root):
+    assert "shall belong to nobody-else" in run(user="nobody-else")["msg"]
+    assert not root.exists()
+
+
+def test_pythons_that_do_not_fit_are_refused(run, root, commands):
+    commands.python = "3 9"
+    assert "/opt/python is Python 3.9" in run()["msg"]
+    assert not list(root.glob("venv-*"))
+
+
+def test_uv_brings_the_python_when_none_is_given(run, root, commands):
+    run(python=None, python_version="3.12.16")
+    assert commands.lines("python install")[0].endswith("python install --no-bin 3.12.16")
+    assert "--managed-python --python 3.12.16" in commands.lines("bin/uv venv")[0]
+    environment = next(env for line, env in commands.started if "python install" in line)
+    assert environment["UV_PYTHON_INSTALL_DIR"] == str(root / "python")
+
+
+def test_the_environment_reaches_installation_and_service(run, root, commands):
+    run(environment={"UV_DEFAULT_INDEX": "http://mirror/a b'c"}, service_environment={"NO_DOCS": "True"})
+    environment = next(env for line, env in commands.started if "pip sync" in line)
+    assert environment["UV_DEFAULT_INDEX"] == "http://mirror/a b'c"
+    assert "NO_DOCS" not in environment
+    script = '. ./gateway.env; printf \'%s|\' "$UV_DEFAULT_INDEX" "$NO_DOCS" "$LITELLM_MASTER_KEY"'
+    read = subprocess.run(["/bin/sh", "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert read == f"http://mirror/a b'c|True|{(root / 'master_key').read_text().strip()}|"
+
+
+@pytest.mark.parametrize("environment", [{"A-B": "1"}, {"A": "x\ny"}])
+def test_environments_that_cannot_be(run, environment):
+    assert "Correct litellm_environment" in run(environment=environment)["msg"]
+
+
+def test_the_master_key_is_not_in_the_environment_variable(run):
+    assert "give the key as master_key" in run(environment={"LITELLM_MASTER_KEY": "sk-x"})["msg"]
+
+
+def test_the_master_key_is_made_once(run, root):
+    run()
+    key = (root / "master_key").read_text().strip()
+    assert key.startswith("sk-")
+    assert len(key) > 40
+    run(config="model_list: []\nrouter_settings: {}")
+    assert (root / "master_key").read_text().strip() == key
+
+
+def test_a_given_master_key_is_kept_out_of_all_output(run, root):
+    first = run(master_key="sk-geheim-1", _ansible_diff=True)
+    second = run(master_key="sk-geheim-2", _ansible_diff=True)
+    assert second["actions"] == ["gateway.env", "master_key"]
+    assert (root / "master_key").read_text() == "sk-geheim-2\n"
+    assert "geheim" not in json.dumps([first, second])
+    assert "LITELLM_MASTER_KEY=(hidden, new)" in json.dumps(second["diff"])
+
+
+def test_secrets_of_the_config_are_not_in_the_diff(run):
+    config = (
+        'router_settings: {"redis_password": "geheim", num_retries: 2}\ngeneral_settings:\n  master_key: os.environ/K\n'
+    )
+    after = run(config=config)["diff"][0]["after"]
+    assert "geheim" not in after
+    assert "num_retries: 2" in after
+    assert "os.environ/K" in after
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "model_list: [1]"},
+        {"plugin": "registry = 2"},
+        {"launcher": "#!/bin/sh -e"},
+        {"service_environment": {"A": "1"}},
+        {"master_key": "sk-other"},
+        {"requirements": LOCK + "# other"},
+    ],
+)
+def test_the_fingerprint_tells_each_change(run, change):
+    before = run()["fingerprint"]
+    checked = run(_ansible_check_mode=True, **change)
+    changed = run(**change)
+    assert before != changed["fingerprint"] == checked["fingerprint"]
+    assert checked["actions"] == changed["actions"]
+
+
+def test_a_mode_that_was_opened_is_closed(run, root):
+    run()
+    (root / "gateway.env").chmod(0o644)
+    assert run()["actions"] == ["gateway.env"]
+    assert mode(root / "gateway.env") == 0o600
+
+
+def test_a_failed_installation_leaves_nothing_half_built_and_the_old_one_in_use(run, root, commands):
+    run()
+    current = os.readlink(root / "current")
+    commands.failing = {"pip sync": "no such host"}
+    result = run(requirements=LOCK + "# other")
+    assert result["failed"]
+    assert "installing LiteLLM 1.106.2 failed: no such host" in result["msg"]
+    assert "litellm_environment" in result["msg"]
+    assert os.readlink(root / "current") == current
+    assert [path.name for path in root.glob("venv-*")] == [current]
+
+
+def test_what_a_killed_run_left_is_built_anew(run, root, commands):
+    result = run()
+    marker = Path(result["venv"], ".lmfleet-complete")
+    marker.unlink()
+    Path(result["venv"], "half").touch()
+    assert run()["actions"] == ["venv"]
+    assert marker.exists()
+    assert not Path(result["venv"], "half").exists()
+
+
+@pytest.mark.parametrize(
+    ("failing", "said", "message"),
+    [
+        (
+            {"yaml": "line 3: mapping values are not allowed here"},
+            "",
+            "config.yaml.j2 renders to something that is not a YAML",
+        ),
+        ({"--validate_config": "LiteLLM: config validation failed: boom"}, "", "config.yaml.j2: LiteLLM refuses it: "),
+        ({}, "Key 'alowed_fails' is not a valid argument for Router.__init__()", "no router setting alowed_fails"),
+    ],
+)
+def test_a_config_that_litellm_refuses_does_not_replace_the_one_in_use(run, root, commands, failing, said, message):
+    run()
+    before = (root / "config.yaml").read_text()
+    commands.failing, commands.said = failing, said
+    result = run(config="x: y", config_source="config.yaml.j2")
+    assert result["failed"]
+    assert message in result["msg"]
+    assert (root / "config.yaml").read_text() == before
+    assert not list(root.glob(".check-*"))
+
+
+def test_the_former_venv_is_kept_and_older_ones_are_not(run, root):
+    first = os.path.basename(run()["venv"])
+    second = os.path.basename(run(requirements=LOCK + "# 2")["venv"])
+    os.utime(root / first, (1, 1))
+    third = run(requirements=LOCK + "# 3")
+    assert third["actions"][-1] == "remove"
+    assert {path.name for path in root.glob("venv-*")} == {second, os.path.basename(third["venv"])}
+    back = run(requirements=LOCK + "# 2")
+    assert back["actions"] == ["switch"]

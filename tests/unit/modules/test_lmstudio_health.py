@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module lmstudio_health, with a server that answers 200 to everything."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+
+import pytest
+from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_health
+
+
+@pytest.fixture
+def server():
+    """A server whose `loaded` ({identifier: config}), `greeting`, `answers` and `ready_at` the test sets."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server = self.server
+            body = {"error": "Unexpected endpoint or method. (GET /)"}
+            if time.monotonic() >= server.ready_at:
+                instances = [{"id": name, "config": config} for name, config in server.loaded.items()]
+                routes = {
+                    "/lmstudio-greeting": {"lmstudio": server.greeting},
+                    "/api/v1/models": {"models": [{"type": "llm", "loaded_instances": instances}]},
+                    "/v1/chat/completions": server.answers,
+                }
+                body = routes.get(self.path, body)
+            data = json.dumps(body).encode()
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_GET  # noqa: N815 (the name http.server looks for)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.loaded, server.greeting, server.ready_at = {"m": {"context_length": 4096, "parallel": 2}}, True, 0
+    server.answers = {"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}]}
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def run(run_module, server):
+    def run(models=({"identifier": "m"},), **arguments):
+        instance = {"name": "chat-a", "url": server.url + "/", "models": list(models)}
+        return run_module(lmstudio_health, {"instances": [instance], "timeout": 0, **arguments})
+
+    return run
+
+
+def test_ready(run):
+    result = run([{"identifier": "m", "context_length": 4096, "parallel": 2}])
+    assert result["instances"] == [
+        {
+            "name": "chat-a",
+            "ready": True,
+            "greeting": True,
+            "loaded": ["m"],
+            "missing": [],
+            "differences": [],
+            "probes": [],
+            "last_seen": "loaded: m",
+        }
+    ]
+    assert not result["changed"]
+
+
+def test_a_model_that_answers(run):
+    probe = run(probe="completion")["instances"][0]["probes"][0]
+    assert probe["ok"] and 0 <= probe["latency_seconds"] < 5
+
+
+def test_a_model_that_does_not_answer(run, server):
+    server.answers = {"error": "out of memory"}
+    failed = run(probe="completion")
+    assert failed["failed"] and "m does not answer: HTTP 200" in failed["msg"] and "out of memory" in failed["msg"]
+
+
+def test_it_waits_until_the_server_is_there(run, server):
+    server.ready_at = time.monotonic() + 1
+    assert run(timeout=20)["instances"][0]["ready"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "models", "said"),
+    [
+        ("greeting", False, [{"identifier": "m"}], "no greeting of LM Studio: HTTP 200"),
+        ("ready_at", float("inf"), [], "Unexpected endpoint"),
+        ("loaded", {}, [{"identifier": "m"}], "not loaded: m"),
+        ("loaded", {"m": {"context_length": 1}}, [{"identifier": "m", "context_length": 2}], "context_length is 1"),
+    ],
+)
+def test_reasons_not_to_be_ready(run, server, setting, value, models, said):
+    setattr(server, setting, value)
+    failed = run(models)
+    assert failed["failed"] and said in failed["msg"] and f"instance chat-a at {server.url}" in failed["msg"]
+    told = run(models, fail=False)
+    assert "failed" not in told and not told["instances"][0]["ready"]
+
+
+def test_every_instance_that_is_not_ready_is_named(run_module):
+    instances = [{"name": name, "url": "http://127.0.0.1:1"} for name in ("a", "b")]
+    failed = run_module(lmstudio_health, {"instances": instances, "timeout": 1})
+    for part in ("instance a at", "instance b at", "connection refused"):
+        assert part in failed["msg"]
+
+
+def test_no_instances(run_module):
+    assert run_module(lmstudio_health, {"instances": []})["instances"] == []

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module lmstudio_instances: launchd is made of dictionaries, the runner writes its status at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import plistlib
+import socket
+import time
+
+import pytest
+from ansible_collections.lmfleet.mac.plugins.module_utils import _instance_host
+from ansible_collections.lmfleet.mac.plugins.module_utils._launchd import Domain
+from ansible_collections.lmfleet.mac.plugins.module_utils._lmstudio_http import Server
+from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_instances
+
+MODEL = {"identifier": "m", "path": "p/n/f.gguf", "type": "llm", "context_length": 4096, "fingerprint": "1"}
+
+
+class Mac:
+    """Instances that become ready the moment launchd starts them; `says` changes what their status says."""
+
+    def __init__(self, tmp_path, launchd, run_module):
+        self.root = tmp_path
+        self.launchd = launchd
+        self.launchd.on_start = self.started
+        self.run_module = run_module
+        self.says = {}
+        self.served = None
+        self.runner = "# runner 1\n"
+
+    def home(self, name):
+        return self.root / "instances" / name
+
+    def started(self, label, pid):
+        self.report(label.rpartition(".")[2], pid)
+
+    def report(self, name, pid=None):
+        """Write status.json as the runner would for the instance.json that is there."""
+        content = (self.home(name) / "instance.json").read_bytes()
+        declaration = json.loads(content)
+        pid = pid or self.launchd.jobs[f"lmfleet.instance.{name}"]["pid"]
+        status = {
+            "instance": name,
+            "pid": pid,
+            "runner": hashlib.sha256(self.runner.encode()).hexdigest(),
+            "daemon_pid": pid + 1000,
+            "control_port": 40000 + pid,
+            "address": declaration["address"],
+            "port": declaration["port"],
+            "generation": hashlib.sha256(content).hexdigest(),
+            "state": "ready",
+            "error": None,
+            "updated_at": time.time(),
+            "models": declaration["models"],
+            "unmanaged": [],
+        }
+        (self.home(name) / "status.json").write_text(json.dumps({**status, **self.says.get(name, {})}))
+
+    def look(self, url, _timeout):
+        if self.served is not None:
+            return self.served
+        for home in (self.root / "instances").iterdir():
+            if home.is_dir():
+                declaration = json.loads((home / "instance.json").read_text())
+                if url.endswith(f":{declaration['port']}"):
+                    return Server(True, {model["identifier"]: {} for model in declaration["models"]}, "loaded")
+        return Server(False, None, "connection refused")
+
+    def instance(self, name="chat-a", plist=None, **changes):
+        declaration = {"name": name, "address": "127.0.0.1", "port": 18111, "poll_interval": 5, "models": [MODEL]}
+        default = {
+            "Label": f"lmfleet.instance.{name}",
+            "ProgramArguments": ["/usr/bin/python3", "r", str(self.home(name))],
+        }
+        text = plistlib.dumps({**default, "KeepAlive": True, **(plist or {})}).decode()
+        return {"name": name, "declaration": json.dumps({**declaration, **changes}), "plist": text}
+
+    def run(self, *instances, check=False, **arguments):
+        given = {
+            "directory": str(self.root / "instances"),
+            "models_directory": str(self.root / "models"),
+            "runner": {"path": str(self.root / "runner.py"), "content": self.runner},
+            "instances": list(instances),
+            "timeout": 2,
+        }
+        return self.run_module(lmstudio_instances, {**given, **arguments}, check)
+
+    def actions(self, result):
+        return {one["name"]: one["action"] for one in result["instances"]}
+
+
+@pytest.fixture
+def mac(tmp_path, launchd, run_module, monkeypatch):
+    mac = Mac(tmp_path, launchd, run_module)
+    other = Domain("system", "system", str(tmp_path / "LaunchDaemons"), launchd.domain.owner, "admin")
+    monkeypatch.setattr(lmstudio_instances, "domain_for", lambda kind, _user: launchd.domain)
+    monkeypatch.setattr(lmstudio_instances, "other_domain", lambda _kind, _user: other)
+    monkeypatch.setattr(_instance_host, "look", mac.look)
+    monkeypatch.setattr(_instance_host, "_SETTLE", 0.5)
+    monkeypatch.setattr(_instance_host, "_LASTING", 0.5)
+    return mac
+
+
+def test_check_then_start_then_nothing(mac, tmp_path):
+    two = mac.instance(), mac.instance("chat-b", port=18112)
+    before = mac.run(*two, check=True)
+    assert (
+        mac.actions(before) == {"chat-a": "start", "chat-b": "start"} and before["instances"][0]["why"] == "it is new"
+    )
+    assert sorted(os.listdir(tmp_path)) == [] and mac.launchd.names() == []
+
+    made = mac.run(*two)
+    assert made["changed"] and mac.actions(made) == mac.actions(before) and made["diff"] == before["diff"]
+    one = made["instances"][0]
+    assert one["ready"] and one["pid"] and one["daemon_pid"] == one["pid"] + 1000 and one["port"] == 18111
+    assert os.readlink(mac.home("chat-a") / ".lmstudio" / "models") == str(tmp_path / "models")
+    assert (tmp_path / "runner.py").read_text() == mac.runner and (mac.home("chat-a") / "logs").is_dir()
+
+    mac.launchd.calls.clear()
+    for check in (False, True):
+        again = mac.run(*two, check=check)
+        assert not again["changed"] and again["diff"] == [] and all(one["ready"] for one in again["instances"])
+        assert [one["pid"] for one in again["instances"]] == [one["pid"] for one in made["instances"]]
+    assert mac.launchd.names() == []
+    assert len(mac.launchd.calls) == 4  # one look per instance and run
+
+
+def test_a_changed_model_restarts_nothing(mac, monkeypatch):
+    mac.run(mac.instance())
+    mac.launchd.calls.clear()
+    changed = mac.instance(models=[{**MODEL, "fingerprint": "2"}, {**MODEL, "identifier": "m-2"}])
+    real = _instance_host.atomic_write
+
+    def written(path, content, *more):
+        real(path, content, *more)
+        mac.report("chat-a")
+
+    monkeypatch.setattr(_instance_host, "atomic_write", written)
+    result = mac.run(changed)
+    assert mac.actions(result) == {"chat-a": "live"} and result["instances"][0]["ready"]
+    assert mac.launchd.names() == [] and '"fingerprint": "2"' in result["diff"][0]["after"]
+    assert not mac.run(changed)["changed"]
+
+
+def test_a_new_instance_leaves_the_others_alone(mac):
+    first = mac.run(mac.instance())["instances"][0]
+    both = mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    assert mac.actions(both) == {"chat-a": "nothing", "chat-b": "start"} and both["instances"][0]["pid"] == first["pid"]
+
+
+def test_another_port_restarts(mac):
+    mac.run(mac.instance())
+    mac.launchd.calls.clear()
+    result = mac.run(mac.instance(port=18113))
+    assert result["instances"][0]["why"] == "changed: port"
+    label = "lmfleet.instance.chat-a"
+    assert mac.launchd.names() == [f"bootout {label}", f"bootstrap {label}"]
+
+
+def test_a_new_runner_restarts(mac, tmp_path):
+    mac.run(mac.instance())
+    mac.runner = "# runner 2\n"
+    assert mac.run(mac.instance(), check=True)["instances"][0]["why"] == "the instance runner changed"
+    assert mac.actions(mac.run(mac.instance())) == {"chat-a": "restart"}
+    assert (tmp_path / "runner.py").read_text() == mac.runner and not mac.run(mac.instance())["changed"]
+
+
+def test_a_run_killed_after_writing_the_runner_still_restarts(mac, tmp_path):
+    mac.run(mac.instance())
+    mac.runner = "# runner 2\n"
+    (tmp_path / "runner.py").write_text(mac.runner)
+    assert mac.actions(mac.run(mac.instance())) == {"chat-a": "restart"}
+
+
+def test_a_job_that_is_not_loaded_is_started(mac):
+    mac.run(mac.instance())
+    mac.launchd.jobs.clear()
+    assert mac.run(mac.instance())["instances"][0]["why"] == "its launchd job is not loaded"
+
+
+def test_purge_removes_what_is_not_declared_and_nothing_else(mac, tmp_path):
+    mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    (tmp_path / "models" / "file").parent.mkdir()
+    (tmp_path / "models" / "file").touch()
+    agents = tmp_path / "LaunchAgents"
+    stranger = plistlib.dumps({"ProgramArguments": ["x", "/elsewhere/instances/x"]})
+    (agents / "lmfleet.instance.x.plist").write_bytes(stranger)
+    (agents / "org.example.plist").write_bytes(stranger)
+    (tmp_path / "instances" / "notes").mkdir()
+
+    assert mac.actions(mac.run(mac.instance(), purge=False)) == {"chat-a": "nothing"}
+    before = mac.run(mac.instance(), check=True)
+    result = mac.run(mac.instance())
+    assert result["changed"] and mac.actions(result) == mac.actions(before) == {"chat-a": "nothing", "chat-b": "remove"}
+    assert sorted(os.listdir(agents)) == [
+        "lmfleet.instance.chat-a.plist",
+        "lmfleet.instance.x.plist",
+        "org.example.plist",
+    ]
+    assert "lmfleet.instance.chat-b" not in mac.launchd.jobs and not mac.home("chat-b").exists()
+    assert (tmp_path / "models" / "file").exists() and (tmp_path / "instances" / "notes").exists()
+    assert not mac.run(mac.instance())["changed"]
+
+
+def test_a_removal_that_was_cut_off_is_finished(mac, tmp_path):
+    mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    os.unlink(tmp_path / "LaunchAgents" / "lmfleet.instance.chat-b.plist")
+    (tmp_path / "instances" / ".removed-old-1").mkdir()
+    assert mac.actions(mac.run(mac.instance())) == {"chat-a": "nothing", "chat-b": "remove"}
+    assert sorted(os.listdir(tmp_path / "instances")) == [".lmfleet.lock", "chat-a"]
+
+
+def test_a_port_of_another_program_is_said_before_anything_changes(mac, monkeypatch, tmp_path):
+    monkeypatch.setattr(_instance_host, "holders", lambda _port: {42: "nginx"})
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        for check in (True, False):
+            failed = mac.run(mac.instance(port=port), check=check)
+            assert f"instance chat-a: port {port} on 127.0.0.1 is held by nginx (process 42)" in failed["msg"]
+    assert not mac.home("chat-a").exists() and mac.launchd.names() == []
+
+
+def test_no_session_is_said_before_anything_changes(mac):
+    mac.launchd.no_domain = True
+    assert "log in as admin" in mac.run(mac.instance())["msg"] and not mac.home("chat-a").exists()
+
+
+def test_an_instance_that_does_not_become_ready_is_named_with_what_was_seen(mac, tmp_path):
+    mac.says["chat-b"] = {"state": "degraded", "error": "model m: no memory", "models": [{"attempts": 3}]}
+    log = tmp_path / "log"
+    log.write_text("first\nlast\n")
+    failed = mac.run(
+        mac.instance(), mac.instance("chat-b", port=18112, plist={"StandardOutPath": str(log)}), timeout=30
+    )
+    for part in ("instance chat-b at 127.0.0.1:18112", "with m;", "degraded: model m: no memory", "first | last"):
+        assert part in failed["msg"]
+    assert "chat-a" not in failed["msg"]
+    assert {one["name"]: one["ready"] for one in failed["instances"]} == {"chat-a": True, "chat-b": False}
+
+
+def test_a_ready_status_is_not_believed_when_the_server_says_otherwise(mac):
+    mac.served = Server(True, {}, "loaded: nothing")
+    assert "not loaded: m" in mac.run(mac.instance(), timeout=1)["msg"]
+
+
+def test_settings_read_back_name_the_knob(mac):
+    mac.served = Server(True, {"m": {"context_length": 2048}}, "loaded: m")
+    assert "m: context_length is 2048, declared 4096" in mac.run(mac.instance())["msg"]
+
+
+def test_instances_that_share_a_daemon_fail_loudly(mac):
+    mac.says = {name: {"daemon_pid": 5, "control_port": 41343} for name in ("chat-a", "chat-b")}
+    failed = mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    assert "share daemon_pid 5" in failed["msg"] and "share control_port 41343" in failed["msg"]
+
+
+def test_a_job_in_the_system_domain_needs_root(mac, tmp_path, monkeypatch):
+    (tmp_path / "LaunchDaemons").mkdir()
+    plist = tmp_path / "LaunchDaemons" / "lmfleet.instance.chat-a.plist"
+    plist.write_text(mac.instance()["plist"])
+    with monkeypatch.context() as user:
+        user.setattr(os, "geteuid", lambda: 501)
+        assert "run in launchd domain system" in mac.run(mac.instance())["msg"] and plist.exists()
+    with monkeypatch.context() as root:
+        root.setattr(os, "geteuid", lambda: 0)
+        assert mac.run(mac.instance(), check=True)["instances"][0]["why"] == "it moves from launchd domain system"
+
+
+def test_a_models_folder_with_files_is_not_thrown_away(mac):
+    folder = mac.home("chat-a") / ".lmstudio" / "models" / "p"
+    folder.mkdir(parents=True)
+    assert "is a folder with files in it" in mac.run(mac.instance())["msg"] and folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("instances", "said"),
+    [
+        ([{"declaration": "{"}], "not valid JSON"),
+        ([{}, {}], "declared twice"),
+        ([{}, {"name": "b"}], "not 'b'"),
+    ],
+)
+def test_bad_declarations_change_nothing(mac, tmp_path, instances, said):
+    failed = mac.run(*({**mac.instance(), **changes} for changes in instances))
+    assert failed["failed"] and not (tmp_path / "instances").exists()
+    assert said in failed["msg"] or "its name is" in failed["msg"]

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The instance runner: its decisions, and its life with a small LM Studio of scripts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).resolve().parents[3] / "roles" / "lmstudio_instances" / "files" / "instance_runner.py"
+_spec = importlib.util.spec_from_file_location("instance_runner", FILE)
+runner = importlib.util.module_from_spec(_spec)
+sys.modules["instance_runner"] = runner
+_spec.loader.exec_module(runner)
+
+
+# -- Decisions -----------------------------------------------------------------------------------------------------
+
+
+def model(identifier="m", fingerprint="1", path="p/n/f"):
+    return runner.Model(identifier, path, "llm", 4096, 2, None, fingerprint)
+
+
+def shown(identifier="m", **changes):
+    return {"identifier": identifier, "path": "p/n/f", "contextLength": 4096, "parallel": 2, "ttlMs": None, **changes}
+
+
+def known(fingerprint="1", **changes):
+    return runner.Known(fingerprint, runner.settings_of(shown(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("declared", "loaded", "ours", "unload", "load", "unmanaged"),
+    [
+        ([model()], [], {}, [], ["m"], []),
+        ([model()], [shown()], {"m": known()}, [], [], []),
+        ([model(fingerprint="2")], [shown()], {"m": known()}, ["m"], ["m"], []),
+        ([], [shown()], {"m": known()}, ["m"], [], []),
+        ([], [], {"m": known()}, [], [], []),
+        ([model()], [shown(), shown("x")], {"m": known()}, [], [], ["x"]),
+        # somebody else's model under our name, or ours loaded again by hand or just in time
+        ([model()], [shown()], {}, ["m"], ["m"], []),
+        ([model()], [shown(contextLength=1)], {"m": known()}, ["m"], ["m"], []),
+        ([model()], [shown(ttlMs=3600000)], {"m": known()}, ["m"], ["m"], []),
+        # LM Studio gave other settings than asked for: loading again would not change that
+        ([model()], [shown(parallel=1)], {"m": known(parallel=1)}, [], [], []),
+        ([model(), model("m-2")], [shown()], {"m": known()}, [], ["m-2"], []),
+    ],
+)
+def test_the_plan_of_models(declared, loaded, ours, unload, load, unmanaged):
+    plan = runner.plan_models(tuple(declared), loaded, ours)
+    assert (plan.unload, [one.identifier for one in plan.load], plan.unmanaged) == (unload, load, unmanaged)
+
+
+def test_differences_are_told_only_for_what_was_declared_and_is_shown():
+    assert runner.differences(model(), shown(parallel=1)) == "parallel is 1, declared 2"
+    assert runner.differences(model(), shown(parallel=None)) == ""
+    assert runner.differences(model()._replace(parallel=None), shown(parallel=1)) == ""
+
+
+def test_what_is_not_declared_is_not_passed_to_lms():
+    assert runner.load_arguments(model(), "key") == (
+        ["load", "key", "-y", "--identifier", "m", "--context-length", "4096", "--parallel", "2"]
+    )
+    bare = model()._replace(context_length=None, parallel=None, gpu="0.5")
+    assert runner.load_arguments(bare, "key") == ["load", "key", "-y", "--identifier", "m", "--gpu", "0.5"]
+
+
+def valid(**changes):
+    times = dict.fromkeys(("start_timeout", "load_timeout", "stop_timeout", "poll_interval"), 5)
+    entry = {"identifier": "m", "path": "p/n/f", "type": "llm", "fingerprint": "1"}
+    return {
+        "name": "a",
+        "address": "::1",
+        "port": 1,
+        "llmster": "/l",
+        "lms": "/s",
+        **times,
+        "models": [entry],
+        **changes,
+    }
+
+
+def test_a_declaration():
+    content = json.dumps(valid()).encode()
+    declaration = runner.parse_declaration(content)
+    assert declaration.models[0].parallel is None and declaration.generation == hashlib.sha256(content).hexdigest()
+    other = runner.parse_declaration(json.dumps(valid(models=[])).encode())
+    assert not declaration.needs_new_start(other)
+    assert declaration.needs_new_start(runner.parse_declaration(json.dumps(valid(port=2)).encode()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"port": 70000}, "port 70000 is not between"),
+        ({"port": True}, "port is missing or of the wrong type"),
+        ({"poll_interval": 0}, "poll_interval must be more than 0"),
+        ({"lms": ""}, "lms is missing"),
+        ({"models": {}}, "models must be a list"),
+        ({"models": [{"identifier": "x"}]}, "model x: path is missing"),
+        ({"models": valid()["models"] * 2}, "identifier m is declared twice"),
+        ({"models": [{**valid()["models"][0], "parallel": "4"}]}, "model m: parallel is missing or of the wrong type"),
+    ],
+)
+def test_invalid_declarations(changes, said):
+    with pytest.raises(runner.DeclarationError) as error:
+        runner.parse_declaration(json.dumps(valid(**changes)).encode())
+    assert said in str(error.value)
+
+
+# -- Life ----------------------------------------------------------------------------------------------------------
+
+
+def test_start_load_stop(instance, is_alive):
+    config = instance.home / ".lmstudio" / ".internal" / "http-server-config.json"
+    config.write_text('{"cors": "kept", "justInTimeModelLoading": true}')
+    status = instance.start().ready()
+    content = (instance.home / "instance.json").read_bytes()
+    assert status["generation"] == hashlib.sha256(content).hexdigest()
+    assert status["runner"] == hashlib.sha256(FILE.read_bytes()).hexdigest()
+    assert (status["control_port"], status["port"], status["error"]) == (41343, instance.port, None)
+    assert status["models"][0] == {
+        "identifier": "m",
+        "key": "key-of-one",
+        "path": "p/n/one",
+        "status": "idle",
+        "queued": 0,
+        "parallel": 2,
+        "context_length": 4096,
+        "ttl_ms": None,
+        "fingerprint": "1",
+        "error": None,
+        "attempts": 0,
+    }
+    assert instance.fake()["jit"] is False and instance.fake()["kept"] == "kept"
+    assert instance.calls("server") == [["server", "start", "--port", str(instance.port), "--bind", "127.0.0.1"]]
+    assert len(instance.calls("load")) == 1
+
+    assert instance.stop() == 0
+    assert not is_alive(status["daemon_pid"])
+    stopped = instance.status()
+    assert (stopped["state"], stopped["daemon_pid"]) == ("stopping", None)
+
+
+def test_the_status_stays_fresh_and_idle_costs_no_lms(instance):
+    first = instance.start().ready()
+    # the very first poll may still ask, because it sees a loaded model that HTTP had not shown before
+    time.sleep(0.5)
+    asked = len(instance.calls("ps"))
+    time.sleep(1)
+    assert instance.status()["updated_at"] >= first["updated_at"] + 1 and len(instance.calls("ps")) == asked
+
+
+def test_a_busy_model_is_asked_for_at_every_poll(instance):
+    instance.start().ready()
+    loaded = instance.fake()["loaded"]
+    instance.knob(loaded={"m": {**loaded["m"], "queued": 3, "status": "generating"}, "x": {"identifier": "x"}})
+    busy = instance.until(lambda status: status["models"][0]["queued"] == 3)
+    assert busy["models"][0]["status"] == "generating" and busy["unmanaged"] == ["x"] and busy["state"] == "ready"
+    instance.knob(loaded=loaded)
+    instance.until(lambda status: status["models"][0]["queued"] == 0 and not status["unmanaged"])
+
+
+def test_only_the_changed_models_are_loaded_again(instance):
+    instance.declare(models=[instance.model("m"), instance.model("n", "two"), instance.model("o")])
+    before = instance.start().ready()
+    changed = [instance.model("m"), instance.model("n", "two", parallel=8, fingerprint="2"), instance.model("p")]
+    instance.declare(models=changed)
+    generation = hashlib.sha256((instance.home / "instance.json").read_bytes()).hexdigest()
+    after = instance.until(lambda status: status["generation"] == generation and status["state"] == "ready")
+    assert after["daemon_pid"] == before["daemon_pid"]
+    assert {name: entry["parallel"] for name, entry in instance.fake()["loaded"].items()} == {"m": 2, "n": 8, "p": 2}
+    assert [words[4] for words in instance.calls("load")] == ["m", "n", "o", "n", "p"]
+
+
+def test_a_model_that_disappeared_is_loaded_again(instance):
+    instance.start().ready()
+    instance.knob(loaded={})
+    instance.until(lambda status: status["state"] == "ready" and len(instance.calls("load")) == 2)
+
+
+def test_a_stranger_under_our_name_is_replaced(instance):
+    instance.start().ready()
+    instance.knob(
+        loaded={"m": {**instance.fake()["loaded"]["m"], "path": "p/n/two", "ttlMs": 3600000}, "x": {"identifier": "x"}}
+    )
+    instance.until(lambda _status: instance.fake()["loaded"].get("m", {}).get("path") == "p/n/one")
+    assert "x" in instance.fake()["loaded"]
+
+
+def test_a_refused_model_does_not_stop_the_others_and_is_tried_again(instance):
+    instance.knob(refuse="m")
+    instance.declare(models=[instance.model("m"), instance.model("n", "two")])
+    status = instance.start().until(lambda status: status["state"] == "degraded" and status["models"][1]["key"])
+    assert status["error"] == "model m: load failed: not enough memory"
+    assert (status["models"][0]["status"], status["models"][0]["attempts"]) == ("failed", 1)
+    instance.knob(refuse=None)
+    assert instance.ready()["error"] is None
+
+
+def test_a_file_lm_studio_does_not_list(instance):
+    instance.declare(models=[instance.model("m", "three")])
+    status = instance.start().until(lambda status: status["state"] == "degraded")
+    assert "LM Studio does not list p/n/three" in status["error"]
+
+
+def test_other_settings_than_asked_for_are_said_not_loaded_for_ever(instance):
+    instance.knob(gives_parallel=1)
+    status = instance.start().until(lambda status: status["state"] == "degraded")
+    assert status["error"] == "model m: parallel is 1, declared 2"
+    time.sleep(0.6)
+    assert len(instance.calls("load")) == 1
+
+
+def test_a_load_that_takes_too_long_is_given_up(instance):
+    instance.knob(load_seconds=30)
+    instance.declare(load_timeout=1)
+    status = instance.start().until(lambda status: status["state"] == "degraded")
+    assert "load failed (after 1 s): no answer in time" in status["error"]
+
+
+def test_the_status_stays_fresh_during_a_long_load(instance):
+    instance.knob(load_seconds=2)
+    instance.start().until(lambda status: status["models"][0]["status"] == "loading")
+    began = instance.status()["updated_at"]
+    instance.until(lambda status: status["models"][0]["status"] == "loading" and status["updated_at"] > began + 1)
+    instance.ready()
+
+
+def test_an_lms_that_hangs_is_said(instance):
+    instance.knob(lms_hangs="ps")
+    instance.start(LMS_TIMEOUT=0.5)
+    status = instance.until(lambda status: status["state"] == "degraded")
+    assert "lms ps does not tell what is loaded: no answer in time" in status["error"]
+    instance.knob(lms_hangs=None)
+    instance.ready()
+
+
+def test_stop_during_a_load_is_prompt(instance, is_alive):
+    instance.knob(load_seconds=30)
+    status = instance.start().until(lambda status: status["models"][0]["status"] == "loading")
+    began = time.monotonic()
+    assert instance.stop() == 0 and time.monotonic() - began < 3 and not is_alive(status["daemon_pid"])
+
+
+def test_a_daemon_that_dies_ends_the_runner(instance):
+    status = instance.start().ready()
+    os.kill(status["daemon_pid"], signal.SIGKILL)
+    assert instance.end() == 1
+    assert instance.status()["error"] == "llmster ended by itself with exit code -9"
+    instance.start().ready()
+
+
+def test_a_daemon_that_never_comes_up_says_so_in_the_next_start_too(instance):
+    instance.knob(crash=True)
+    for _ in range(2):
+        assert instance.start().end() == 1
+    assert instance.status()["error"] == "llmster ended by itself with exit code 9"
+    instance.knob(crash=False)
+    assert instance.start().ready()["error"] is None
+
+
+def test_a_server_that_hangs_ends_the_runner(instance):
+    instance.start(HTTP_TIMEOUT=0.3).ready()
+    instance.knob(hang=True)
+    assert instance.end() == 1
+    assert "the server did not answer 3 polls in a row" in instance.status()["error"]
+
+
+def test_a_stubborn_daemon_is_killed(instance, is_alive):
+    instance.knob(stubborn=True)
+    instance.declare(stop_timeout=1)
+    status = instance.start().ready()
+    assert instance.stop() == 0 and not is_alive(status["daemon_pid"])
+    assert "did not stop within 1 s, killing it" in instance.log()
+
+
+def test_a_killed_runner_leaves_no_daemon_behind_for_long(instance, is_alive):
+    before = instance.start().ready()
+    instance.process.kill()
+    instance.process.wait()
+    assert is_alive(before["daemon_pid"])
+    after = instance.start().ready()
+    assert not is_alive(before["daemon_pid"]) and after["daemon_pid"] != before["daemon_pid"]
+    assert "left behind" in instance.log()
+
+
+def test_a_pid_that_belongs_to_somebody_else_now_is_left_alone(instance):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as stranger:
+        (instance.home / "status.json").write_text(json.dumps({"daemon_pid": stranger.pid}))
+        info = instance.home / ".lmstudio" / ".internal" / "http-server.json"
+        info.write_text(json.dumps({"pid": stranger.pid, "port": 41343}))
+        instance.start().ready()
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_the_llmster_of_another_instance_is_left_alone(instance, tmp_path):
+    other = type(instance)(tmp_path / "other")
+    for program in ("llmster", "lms"):
+        os.replace(tmp_path / "other" / program, tmp_path / program)
+    other.declare(llmster=instance.declaration["llmster"], lms=instance.declaration["lms"])
+    try:
+        pid = other.start().ready()["daemon_pid"]
+        (instance.home / "status.json").write_text(json.dumps({"daemon_pid": pid}))
+        instance.start().ready()
+        assert other.process.poll() is None and other.status()["daemon_pid"] == pid
+    finally:
+        other.stop()
+
+
+def test_a_changed_port_asks_for_a_new_start(instance, is_alive):
+    status = instance.start().ready()
+    instance.declare(stop_timeout=2)
+    assert instance.end() == 0 and not is_alive(status["daemon_pid"])
+
+
+def test_an_edit_that_breaks_the_declaration_is_said_and_serving_goes_on(instance):
+    before = instance.start().ready()
+    (instance.home / "instance.json").write_text("{")
+    status = instance.until(lambda status: status["state"] == "degraded")
+    assert "instance.json was changed and is invalid: not JSON" in status["error"]
+    assert status["generation"] == before["generation"]
+    instance.declare()
+    instance.ready()
+
+
+def test_a_port_in_use_is_waited_for(instance):
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", instance.port))
+        squatter.listen()
+        status = instance.start().until(lambda status: status["error"])
+        assert status["state"] == "starting" and status["daemon_pid"] is None
+        assert status["error"] == f"port {instance.port} on 127.0.0.1 is in use by another program"
+    instance.ready()
+
+
+def run_once(home):
+    """Run the runner to its end."""
+    command = [sys.executable, str(FILE), str(home)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_two_runners_never_share_a_home(instance):
+    instance.start().ready()
+    second = run_once(instance.home)
+    assert second.returncode == 1 and "another runner holds" in second.stdout
+
+
+@pytest.mark.parametrize("content", [None, b"{", json.dumps(valid(port="x")).encode()])
+def test_an_invalid_declaration_is_exit_code_78(tmp_path, content):
+    if content is not None:
+        (tmp_path / "instance.json").write_bytes(content)
+    result = run_once(tmp_path)
+    assert result.returncode == 78 and result.stderr.startswith(f"{tmp_path}/instance.json: ")
+    assert not (tmp_path / "status.json").exists()
