@@ -25,12 +25,12 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         self.validate_argument_spec({})
         groups = {name: list(task_vars["groups"].get(name, [])) for name in ("macs", "gateways")}
-        known_roles = fleet_schema.role_variables(ROLES)
+        roles = fleet_schema.role_options(ROLES)
         filled = fleet_schema.filled_variables(COLLECTION / "playbooks")
         hosts, problems = {}, {}
         for name in dict.fromkeys(groups["macs"] + groups["gateways"]):
             hosts[name], found = _read_host(
-                name, task_vars["hostvars"][name], known_roles, filled, gateway=name in groups["gateways"]
+                name, task_vars["hostvars"][name], roles, filled, gateway=name in groups["gateways"]
             )
             for problem in found:
                 problems.setdefault(problem, []).append(name)
@@ -57,41 +57,50 @@ def _message(lines: list[str]) -> str:
     return "\n".join([f"{count} in the inventory. Nothing has been changed.", *(f"  - {line}" for line in lines)])
 
 
-def _read_host(name: str, hostvars: Mapping, known_roles: Mapping, filled: set[str], gateway: bool):
+def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], gateway: bool):
     """Return the host with its validated variables, and a list of (variable, message)."""
-    problems = fleet_schema.name_problems(hostvars, known_roles, filled)
+    problems = fleet_schema.name_problems(hostvars, roles, filled)
     variables = {}
     for variable, option in fleet_schema.shared_options().items():
-        try:
-            value = _plain(hostvars.get(variable))
-        except AnsibleError as error:
-            problems.append((variable, f"cannot be evaluated: {error}"))
-            value = None
-        if value is None:
-            if option.get("required") and variable not in hostvars:
-                problems.append((variable, f"is not set. It is: {option['description'][0]}"))
+        if option.get("required") and variable not in hostvars:
+            problems.append((variable, f"is not set. It is: {fleet_schema.first_line(option)}"))
+        variables[variable] = _evaluate(hostvars, variable, option, problems)
+        if variables[variable] is None:
             variables[variable] = option.get("default", {} if option["type"] == "dict" else None)
-            continue
-        variables[variable], found = fleet_schema.validate(value, option, variable)
-        problems.extend(found)
-    listening = _gateway(hostvars, problems) if gateway else None
+    # The roles take these as they are. Looked at here, a mistake in one shows before anything is changed.
+    options = {variable: option for role in roles.values() for variable, option in role.items()}
+    of_roles = {
+        variable: _evaluate(hostvars, variable, option, problems)
+        for variable, option in options.items()
+        if variable in hostvars and variable not in filled
+    }
+    listening = _gateway(of_roles) if gateway else None
     return fleet_plan.Host(name, variables, _plain(hostvars.get("ansible_host")), listening), problems
 
 
-def _gateway(hostvars: Mapping, problems: list[tuple[str, str]]) -> dict[str, Any] | None:
-    """Return where the gateway of a host listens and in which launchd domain it runs.
-
-    Returns None when its port makes no sense.
-    """
-    defaults = fleet_schema.role_defaults(ROLES, "litellm")
-    value = {
-        name: _plain(hostvars.get(f"litellm_{name}", defaults[f"litellm_{name}"]))
-        for name in ("port", "address", "launchd_domain")
-    }
-    if not str(value["port"]).isdigit():
-        problems.append(("litellm_port", f"must be of type int, not {value['port']!r}."))
+def _evaluate(hostvars: Mapping, variable: str, option: Mapping, problems: list[tuple[str, str]]) -> Any:
+    """Return the validated value of a variable, None where it has none or cannot be evaluated."""
+    try:
+        value = _plain(hostvars.get(variable))
+    except AnsibleError as error:
+        problems.append((variable, f"cannot be evaluated: {error}"))
         return None
-    return {"port": int(value["port"]), "address": value["address"], "domain": value["launchd_domain"]}
+    if value is None:
+        return None
+    checked, found = fleet_schema.validate(value, option, variable)
+    problems.extend(found)
+    return checked
+
+
+def _gateway(of_roles: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the gateway of a host listens and in which launchd domain it runs."""
+    set_here = {variable: value for variable, value in of_roles.items() if value is not None}
+    value = {**fleet_schema.role_defaults(ROLES, "litellm"), **set_here}
+    return {
+        "port": value["litellm_port"],
+        "address": value["litellm_address"],
+        "domain": value["litellm_launchd_domain"],
+    }
 
 
 def _plain(value: Any) -> Any:

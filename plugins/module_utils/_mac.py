@@ -62,23 +62,6 @@ def problems(facts, wanted):
     return found
 
 
-def parse_lsof(text):
-    """Return {port: [(pid, command), ...]} from the output of C(lsof -nP -iTCP -sTCP:LISTEN -Fpcn)."""
-    listeners = {}
-    pid, command = None, ""
-    for line in text.splitlines():
-        kind, value = line[:1], line[1:]
-        if kind == "p" and value.isdigit():
-            pid, command = int(value), ""
-        elif kind == "c":
-            command = value
-        elif kind == "n" and pid is not None:
-            port = value.rsplit(":", 1)[-1]
-            if port.isdigit():
-                listeners.setdefault(int(port), []).append((pid, command))
-    return listeners
-
-
 def parents(text):
     """Return {pid: parent pid} from the output of C(ps -axo pid=,ppid=)."""
     pairs = (line.split() for line in text.splitlines())

@@ -34,12 +34,26 @@ def is_taken(address: str, port: int) -> bool:
 
 def holders(port: int) -> dict[int, str]:
     """Return {pid: command} of those that listen on a port, as far as this user may see them."""
-    listing = run(["/usr/sbin/lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"], timeout=10).out
-    found: dict[int, str] = {}
-    pid = 0
-    for line in listing.splitlines():
-        if line[:1] == "p" and line[1:].isdigit():
-            pid = int(line[1:])
-        elif line[:1] == "c" and pid:
-            found[pid] = line[1:]
+    return listeners().get(port, {})
+
+
+def listeners() -> dict[int, dict[int, str]]:
+    """Return {port: {pid: command}} of all that listen on TCP, as far as this user may see them."""
+    return parse_lsof(run(["/usr/sbin/lsof", "-nP", "-iTCP", "-sTCP:LISTEN", "-Fpcn"], timeout=10).out)
+
+
+def parse_lsof(text: str) -> dict[int, dict[int, str]]:
+    """Return {port: {pid: command}} from the output of `lsof -Fpcn`."""
+    found: dict[int, dict[int, str]] = {}
+    pid, command = 0, ""
+    for line in text.splitlines():
+        kind, value = line[:1], line[1:]
+        if kind == "p" and value.isdigit():
+            pid, command = int(value), ""
+        elif kind == "c":
+            command = value
+        elif kind == "n" and pid:
+            port = value.rsplit(":", 1)[-1]
+            if port.isdigit():
+                found.setdefault(int(port), {})[pid] = command
     return found

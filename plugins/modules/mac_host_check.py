@@ -48,8 +48,8 @@ options:
     choices: [gui, system]
     default: []
   ports:
-    description:
-      - Ports that will be listened on. One that is in use must belong to the launchd job that is named with it.
+    description: Ports that will be listened on.
+      One that is in use must belong to the launchd job that is named with it.
     type: list
     elements: dict
     default: []
@@ -140,13 +140,14 @@ problems:
   elements: str
 """
 
-import errno
 import os
 import pwd
-import socket
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.lmfleet.mac.plugins.module_utils import _mac
+
+from ..module_utils import _command, _launchd, _mac, _ports
+
+_COMMAND_TIMEOUT = 30  # seconds
 
 
 def main():
@@ -208,10 +209,9 @@ def _facts(module):
     facts["free_disk_mb"] = _free_disk_mb(facts["disk_path"])
     if uname.sysname != "Darwin":
         return facts
-    facts["macos_version"] = _output(module, ["/usr/bin/sw_vers", "-productVersion"]).strip()
-    facts.update(_sysctl(module))
+    facts.update(_sysctl())
     if "gui" in module.params["domains"]:
-        facts["gui_session"] = module.run_command(["/bin/launchctl", "print", f"gui/{user['uid']}"])[0] == 0
+        facts["gui_session"] = _command.run(["/bin/launchctl", "print", f"gui/{user['uid']}"], _COMMAND_TIMEOUT).rc == 0
     facts["listeners"] = _foreign_listeners(module, user)
     return facts
 
@@ -232,15 +232,16 @@ def _free_disk_mb(path):
     return status.f_bavail * status.f_frsize // (1024 * 1024)
 
 
-def _sysctl(module):
+def _sysctl():
     names = {
+        "macos_version": "kern.osproductversion",
         "memory_mb": "hw.memsize",
         "performance_cores": "hw.perflevel0.physicalcpu",
         "efficiency_cores": "hw.perflevel1.physicalcpu",
         "chip": "machdep.cpu.brand_string",
     }
     values = {}
-    for line in _output(module, ["/usr/sbin/sysctl", *names.values()]).splitlines():
+    for line in _output(["/usr/sbin/sysctl", *names.values()]).splitlines():
         name, separator, value = line.partition(": ")
         if separator:
             values[name.strip()] = value.strip()
@@ -253,52 +254,31 @@ def _sysctl(module):
 
 def _foreign_listeners(module, user):
     """Return the wanted ports that are in use by something else than their own launchd job."""
-    taken = [wanted for wanted in module.params["ports"] if _in_use(wanted["address"], wanted["port"])]
+    taken = [wanted for wanted in module.params["ports"] if _ports.is_taken(wanted["address"], wanted["port"])]
     if not taken:
         return []
-    listening = _mac.parse_lsof(_output(module, ["/usr/sbin/lsof", "-nP", "-iTCP", "-sTCP:LISTEN", "-Fpcn"]))
-    parent_of = _mac.parents(_output(module, ["/bin/ps", "-axo", "pid=,ppid="]))
+    listeners = _ports.listeners()
+    parent_of = _mac.parents(_output(["/bin/ps", "-axo", "pid=,ppid="]))
     foreign = []
     for wanted in taken:
-        job = _job_pid(module, user, wanted)
-        processes = listening.get(wanted["port"], [])
-        if job and any(_mac.descends_from(pid, job, parent_of) for pid, _command in processes):
+        job = _launchctl(wanted["domain"], user).job(wanted["label"])
+        processes = listeners.get(wanted["port"], {})
+        if job and job.pid and any(_mac.descends_from(pid, job.pid, parent_of) for pid in processes):
             continue
-        process = ", ".join(f"{command} (pid {pid})" for pid, command in processes)
-        foreign.append(
-            {"port": wanted["port"], "address": wanted["address"], "use": wanted["use"], "process": process or None}
-        )
+        names = ", ".join(f"{command} (pid {pid})" for pid, command in processes.items())
+        foreign.append({**{key: wanted[key] for key in ("port", "address", "use")}, "process": names or None})
     return foreign
 
 
-def _in_use(address, port):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            # An address that the host does not have is told by the server that is to use it.
-            return error.errno == errno.EADDRINUSE
-    return False
+def _launchctl(kind, user):
+    """Return a launchctl that is asked only: asking needs no rights, so the domain is not checked for them."""
+    target = f"gui/{user['uid']}" if kind == "gui" else "system"
+    return _launchd.Launchctl(_launchd.Domain(kind, target, "", (user["uid"], user["gid"]), user["name"]))
 
 
-def _job_pid(module, user, wanted):
-    domain = f"gui/{user['uid']}" if wanted["domain"] == "gui" else "system"
-    code, output, _errors = module.run_command(["/bin/launchctl", "print", "{}/{}".format(domain, wanted["label"])])
-    for line in output.splitlines() if code == 0 else ():
-        name, _separator, value = line.strip().partition(" = ")
-        if name == "pid" and value.isdigit():
-            return int(value)
-    return None
-
-
-def _output(module, command):
-    """Return what a command prints.
-
-    One that fails gives what it printed: sysctl, for one, fails for a single unknown name.
-    """
-    return module.run_command(command)[1]
+def _output(command):
+    """Return what a command prints. One that fails gives what it printed: sysctl does so for one unknown name."""
+    return _command.run(command, timeout=_COMMAND_TIMEOUT).out
 
 
 if __name__ == "__main__":

@@ -22,13 +22,21 @@ def shared_options() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(fleet_plan_documentation.DOCUMENTATION)["options"]
 
 
-def role_variables(roles: Path) -> dict[str, set[str]]:
-    """Return for each role below C(roles) the names that its argument specification declares."""
+def role_options(roles: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return for each role below C(roles) its variables, with the options of its argument specification."""
     known = {}
     for specification in sorted(roles.glob("*/meta/argument_specs.yml")):
         entry_points = yaml.safe_load(specification.read_text(encoding="utf-8"))["argument_specs"]
-        known[specification.parts[-3]] = {name for entry in entry_points.values() for name in entry.get("options", {})}
+        known[specification.parts[-3]] = {
+            name: _as_documented(option) for entry in entry_points.values() for name, option in entry["options"].items()
+        }
     return known
+
+
+def _as_documented(option: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an option of an argument specification in the form that a module's documentation has."""
+    suboptions = {name: _as_documented(suboption) for name, suboption in option.get("options", {}).items()}
+    return {**option, "suboptions": suboptions}
 
 
 def filled_variables(playbooks: Path) -> set[str]:
@@ -44,13 +52,19 @@ def role_defaults(roles: Path, role: str) -> dict[str, Any]:
     return yaml.safe_load((roles / role / "defaults" / "main.yml").read_text(encoding="utf-8"))
 
 
+def first_line(option: Mapping[str, Any]) -> str:
+    """Return the first paragraph of an option's description."""
+    description = option["description"]
+    return description if isinstance(description, str) else description[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return C( Did you mean X?) or an empty string."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def name_problems(names: Iterable[str], known_roles: Mapping[str, set[str]], filled: set[str]) -> list[tuple[str, str]]:
+def name_problems(names: Iterable[str], known_roles: Mapping[str, Mapping], filled: set[str]) -> list[tuple[str, str]]:
     """Return (variable, message) for each name that has one of our prefixes and that an inventory cannot set."""
     known = set(shared_options()).union(*known_roles.values())
     prefixes = (SHARED_PREFIX, *(f"{role}_" for role in known_roles))
@@ -107,7 +121,7 @@ def _validate_mapping(value: Mapping, suboptions: Mapping, where: str) -> tuple[
         given = value.get(key)
         if given is None:
             if suboption.get("required"):
-                problems.append((where, f"{key} is missing. It is: {suboption['description'][0]}"))
+                problems.append((where, f"{key} is missing. It is: {first_line(suboption)}"))
             given = suboption.get("default")
         if given is None:
             checked[key] = [] if suboption.get("type") == "list" else None

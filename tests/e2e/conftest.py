@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fleet_under_test import Fleet
 
 

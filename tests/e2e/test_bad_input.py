@@ -26,8 +26,15 @@ INVENTORIES = {
         {"lmfleet_models": {"pretender": {"source": {"url": "http://files/x.gguf"}}}},
         ["lmfleet_models.pretender.source: sha256 is missing"],
     ),
-    "a shared variable misspelt": ({"lmfleet_instance": []}, ["lmfleet_instance: no such variable", "lmfleet_instances"]),
+    "a shared variable misspelt": (
+        {"lmfleet_instance": []},
+        ["lmfleet_instance: no such variable", "lmfleet_instances"],
+    ),
     "a role's variable misspelt": ({"litellm_worker": 2}, ["litellm_worker: no such variable", "litellm_workers"]),
+    "a role's variable of the wrong type": (
+        {"litellm_port": "many"},
+        ["litellm_port: must be of type int, not 'many'"],
+    ),
 }
 
 

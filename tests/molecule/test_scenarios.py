@@ -18,37 +18,23 @@ SCENARIOS = sorted(path.parent.name for path in REPOSITORY.glob("extensions/mole
 pytestmark = [pytest.mark.molecule, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def molecule(tmp_path_factory):
-    """Return a function that runs molecule; the sandbox Macs are up meanwhile."""
-    home = tmp_path_factory.mktemp("home")
-
-    def run(*words: str) -> None:
-        environment = {
-            **os.environ,
-            "ANSIBLE_HOME": str(home / "ansible"),
-            "MOLECULE_EPHEMERAL_DIRECTORY": str(home / "molecule"),
-            "NO_COLOR": "1",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        }
-        answer = subprocess.run(
-            [BIN / "molecule", *words],
-            cwd=REPOSITORY,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert answer.returncode == 0, answer.stdout
-
-    run("destroy", "--scenario-name", "default")
-    run("create", "--scenario-name", "default")
-    yield run
-    run("destroy", "--scenario-name", "default")
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_scenario(molecule, scenario):
-    molecule("test", "--scenario-name", scenario)
+def test_scenario(scenario, tmp_path):
+    environment = {
+        **os.environ,
+        "ANSIBLE_HOME": str(tmp_path / "ansible"),
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path / "molecule"),
+        "NO_COLOR": "1",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    answer = subprocess.run(
+        [BIN / "molecule", "test", "--scenario-name", scenario],
+        cwd=REPOSITORY,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout

@@ -91,9 +91,9 @@ def private_environment(bin_folder: Path) -> dict[str, str]:
         bin_folder: where to put links to these Pythons.
     """
     bin_folder.mkdir()
-    for minor in range(9, 15):
-        if python := find_python(f"3.{minor}"):
-            (bin_folder / f"python3.{minor}").symlink_to(python)
+    # Beside the controller's own: the one that Apple ships, where this machine has it.
+    if python := find_python("3.9"):
+        (bin_folder / "python3.9").symlink_to(python)
     home = CACHE / "home"
     downloads = home / ".ansible" / "test" / "cache"
     downloads.mkdir(parents=True, exist_ok=True)

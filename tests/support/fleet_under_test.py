@@ -102,9 +102,10 @@ class Fleet:
         return self.sandbox(*words)
 
     def files(self, host: str) -> str:
-        """Return what the collection has on a Mac, with times: equal before and after means that nothing was touched."""
+        """Return the folders and, with times, the files that the collection could have touched on a Mac."""
         # Ansible's own folder, logs, and a file of Debian's sudo come and go.
-        find = "find /Users/admin /Library/LaunchDaemons -not -path '*/.ansible*' -not -path '*/logs*' -not -name '.sudo_*'"
+        passing = "-not -path '*/.ansible*' -not -path '*/logs*' -not -name '.sudo_*'"
+        find = f"find /Users/admin /Library/LaunchDaemons {passing}"
         return self.on(host, f"{find} -type d", root=True) + self.on(host, f"{find} -not -type d -ls", root=True)
 
     def status(self, host: str, instance: str) -> dict:

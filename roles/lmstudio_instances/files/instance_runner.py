@@ -569,7 +569,7 @@ class Runner:
             self.error = f"before this start: {str(before['error']).replace('before this start: ', '')}"
         self.write_status()
         programs = {self.declaration.llmster, str(before.get("llmster") or self.declaration.llmster)}
-        for pid in {before.get("daemon_pid"), read_object(self.places.daemon_info).get("pid")}:
+        for pid in (before.get("daemon_pid"), read_object(self.places.daemon_info).get("pid")):
             if isinstance(pid, int) and pid > 1 and _is_orphan(pid, programs):
                 log(f"ending process {pid}, the llmster that an earlier run left behind")
                 self._end_process(pid)

@@ -31,8 +31,9 @@ def test_templates_in_the_inventory_are_evaluated(controller, inventory):
 def test_all_problems_come_in_one_message(controller, inventory):
     variables = inventory["all"]["vars"]
     variables["lmfleet_instnaces"] = []
-    variables["litellm_prot"] = 4000
+    variables["litellm_adress"] = 4000
     variables["lmstudio_models"] = []
+    variables["litellm_port"] = "many"
     variables["lmfleet_bind_address"] = "{{ nowhere }}"
     del variables["lmfleet_models"]["chat"]["source"]["sha256"]
     inventory["all"]["children"]["gateways"] = {"hosts": {}}
@@ -40,10 +41,11 @@ def test_all_problems_come_in_one_message(controller, inventory):
     output = run.communicate(timeout=60)[0]
     assert run.returncode != 0
     for words in (
-        "6 problems in the inventory. Nothing has been changed.",
+        "7 problems in the inventory. Nothing has been changed.",
         "mac-1, mac-2: lmfleet_instnaces: no such variable. Did you mean lmfleet_instances?",
-        "mac-1, mac-2: litellm_prot: no such variable. Did you mean litellm_port?",
+        "mac-1, mac-2: litellm_adress: no such variable. Did you mean litellm_address?",
         "mac-1, mac-2: lmstudio_models: is worked out from the lmfleet_ variables and cannot be set.",
+        "mac-1, mac-2: litellm_port: must be of type int, not 'many'.",
         "mac-1, mac-2: lmfleet_models.chat.source: sha256 is missing.",
         "lmfleet_bind_address: cannot be evaluated",
         "the group gateways is empty",

@@ -227,13 +227,13 @@ def files(plugin, tmp_path):
 class TestFollowing:
     def test_it_adds_changes_and_removes(self, files, router):
         async def scenario(_registry, until):
-            files.write("deployments.json", document(1, candidate("a"), candidate("b")))
+            files.write("deployments.json", document(1, candidate("a"), candidate("b"), candidate("same")))
             await until(lambda r: r["generation"] == 1)
-            files.write("deployments.json", document(2, candidate("b", weight=2), candidate("c")))
-            await until(lambda r: r["generation"] == 2 and r["deployments"] == 2)
+            files.write("deployments.json", document(2, candidate("b", weight=2), candidate("c"), candidate("same")))
+            await until(lambda r: r["generation"] == 2 and r["deployments"] == 3)
 
         files.follow(scenario)
-        assert router.calls == ["a", "b", "b", "c", "-a"]
+        assert router.calls == ["a", "b", "same", "b", "c", "-a"]
         assert router.deployments["b"].litellm_params["weight"] == 2
 
     def test_it_leaves_models_of_the_config_alone(self, files, router):
@@ -260,7 +260,14 @@ class TestFollowing:
 
     @pytest.mark.parametrize(
         "broken",
-        ["", '{"format": 1, "gener', "[]", json.dumps({**document(2), "routing": "x"}), json.dumps(document(2, {}))],
+        [
+            "",
+            '{"format": 1, "gener',
+            "[]",
+            json.dumps({**document(2), "routing": "x"}),
+            json.dumps(document(2, {})),
+            json.dumps(document(2, candidate("x"), candidate("x"))),
+        ],
     )
     def test_it_keeps_the_last_good_state_over_a_broken_file(self, files, router, broken):
         async def scenario(_registry, until):
@@ -289,6 +296,33 @@ class TestFollowing:
 
         files.follow(scenario)
         assert list(router.deployments) == ["a"]
+
+    def test_a_file_that_comes_back_is_no_error_any_more(self, files, router):
+        path, aside = files.folder / "deployments.json", files.folder / "aside"
+
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a")))
+            await until(lambda r: r["generation"] == 1)
+            path.rename(aside)
+            await until(lambda r: r["error"])
+            aside.rename(path)
+            await until(lambda r: not r["error"])
+
+        files.follow(scenario)
+        assert list(router.deployments) == ["a"]
+
+    def test_without_news_it_writes_nothing_between_heartbeats(self, files, router, plugin):
+        plugin.HEARTBEAT_SECONDS = 60
+
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a")))
+            await until(lambda r: r["generation"] == 1)
+            at = files.report()["at"]
+            await asyncio.sleep(0.1)
+            assert files.report()["at"] == at
+
+        files.follow(scenario)
+        assert router.calls == ["a"]
 
     def test_a_broken_pause_keeps_the_pause(self, files, router):
         async def scenario(registry, until):

@@ -84,7 +84,7 @@ def test_a_server_that_drips_is_cut_off(serve, pause):
     def drip(handler):
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(int(3 / pause)):
+        for _byte in range(int(3 / pause)):
             time.sleep(pause)
             try:
                 handler.wfile.write(b" ")

@@ -63,11 +63,6 @@ def test_versions_compare_by_number():
     assert _mac.version_tuple("15.0 beta") == (15,)
 
 
-def test_listeners_are_read_from_lsof():
-    text = "p10\ncllmster\nf5\nn127.0.0.1:1234\nf6\nn[::1]:1235\np20\ncnginx\nn*:80\n"
-    assert _mac.parse_lsof(text) == {1234: [(10, "llmster")], 1235: [(10, "llmster")], 80: [(20, "nginx")]}
-
-
 def test_descent_follows_parents():
     parent_of = _mac.parents("  1     0\n 10     1\n 11    10\n 12    11\nnonsense line here\n")
     assert _mac.descends_from(12, 10, parent_of)

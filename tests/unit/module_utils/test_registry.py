@@ -222,6 +222,14 @@ class TestFiles:
         assert state.deployments is None
         assert plan([deployment("a")], state).files["deployments.json"]["generation"] == 10
 
+    def test_a_file_of_former_times_gets_a_generation_that_no_worker_knows(self, files):
+        files.write(plan([deployment("a")], EMPTY).files)
+        report = {"format": 1, "pid": os.getpid(), "at": 0, "generation": 7, "paused_generations": {}, "workers": 1}
+        with open(os.path.join(files.folder, "applied", "1.json"), "w") as stream:
+            json.dump({**report, "rejected": {}, "error": None}, stream)
+        planned = plan([deployment("b")], files.read())
+        assert planned.files["deployments.json"]["generation"] == 8
+
     def test_dead_workers_and_half_reports_are_left_out(self, files):
         for name, text in (("1.json", '{"format": 1, "pid": 4194999}'), ("2.json", "{"), ("3.tmp", "")):
             with open(os.path.join(files.folder, "applied", name), "w") as stream:

@@ -8,16 +8,17 @@ import os
 import socket
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.lmfleet.mac.plugins.module_utils import _command, _launchd, _ports
 from ansible_collections.lmfleet.mac.plugins.modules import mac_host_check
 
-SYSCTL = (
-    "hw.memsize: 68719476736\n"
-    "hw.perflevel0.physicalcpu: 8\n"
-    "hw.perflevel1.physicalcpu: 4\n"
-    "machdep.cpu.brand_string: Apple M4 Max\n"
-)
+SYSCTL = """\
+hw.memsize: 68719476736
+hw.perflevel0.physicalcpu: 8
+hw.perflevel1.physicalcpu: 4
+kern.osproductversion: 15.5
+machdep.cpu.brand_string: Apple M4 Max
+"""
 PORT = {"label": "lmfleet.instance.a", "domain": "gui", "use": "instance a"}
 
 
@@ -26,17 +27,20 @@ class Mac:
 
     def __init__(self, monkeypatch):
         self.answers = {
-            "sw_vers": (0, "15.5\n"),
             "sysctl": (0, SYSCTL),
-            "launchctl": (0, "pid = 10\n"),
+            "launchctl": (0, "gui/501/x = {\n\tpid = 10\n}\n"),
             "lsof": (0, ""),
             "ps": (0, "10 1\n11 10\n12 1\n"),
         }
         self.uname = ("Darwin", "mac", "24.5.0", "", "arm64")
         monkeypatch.setattr(os, "uname", lambda: os.uname_result(self.uname))
-        monkeypatch.setattr(
-            AnsibleModule, "run_command", lambda _module, command: (*self.answers[os.path.basename(command[0])], "")
-        )
+        monkeypatch.setattr(_command, "run", self.run)
+        monkeypatch.setattr(_ports, "run", self.run)
+        monkeypatch.setattr(_launchd.Launchctl, "_call", lambda _self, *_words: self.run(["launchctl"], 1))
+
+    def run(self, command, timeout):
+        code, output = self.answers[os.path.basename(command[0])]
+        return _command.Result(code, output, "")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.lmfleet.mac.plugins.plugin_utils.fleet_schema import name_problems, shared_options, validate
 
-ROLES = {"lmstudio": {"lmstudio_version"}, "litellm": {"litellm_port"}}
+ROLES = {"lmstudio": {"lmstudio_version": {}}, "litellm": {"litellm_port": {}}}
 FILLED = {"lmstudio_models"}
 OPTIONS = shared_options()
 

@@ -263,7 +263,7 @@ def test_a_daemon_that_dies_ends_the_runner(instance):
 
 def test_a_daemon_that_never_comes_up_says_so_in_the_next_start_too(instance):
     instance.knob(crash=True)
-    for _ in range(2):
+    for _start in range(2):
         assert instance.start().end() == 1
     assert instance.status()["error"] == "llmster ended by itself with exit code 9"
     instance.knob(crash=False)

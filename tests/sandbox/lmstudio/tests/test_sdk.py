@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import lmstudio
 import pytest
+
+import lmstudio
 
 KEY = "smollm2"
 EMBED_KEY = "text-embedding-nomic-embed"
