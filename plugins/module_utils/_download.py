@@ -13,6 +13,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from ansible.module_utils.urls import open_url
+
 from ._files import hash_file, remove_file
 
 #: Seconds without a single byte after which a server counts as stalled.
@@ -46,8 +48,7 @@ def size_of(source: str, timeout: float = 15.0) -> int | None:
     try:
         if path is not None:
             return os.path.getsize(path)
-        request = urllib.request.Request(source, method="HEAD")
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        with open_url(source, method="HEAD", timeout=timeout) as answer:
             return int(answer.headers["Content-Length"])
     except (OSError, TypeError, ValueError):
         return None
@@ -60,7 +61,7 @@ def text_of(source: str, timeout: float = 30.0, limit: int = 65536) -> str:
         if path is not None:
             with open(path, "rb") as stream:
                 return stream.read(limit).decode("utf-8", "replace")
-        with urllib.request.urlopen(source, timeout=timeout) as answer:
+        with open_url(source, timeout=timeout) as answer:
             return answer.read(limit).decode("utf-8", "replace")
     except OSError as error:
         raise DownloadError(f"{source}: {_reason(error)}") from None
@@ -107,8 +108,7 @@ def _transfer(source: str, part: str, deadline: float) -> bool:
 
 def _transfer_http(source: str, part: str, have: int, deadline: float) -> bool:
     headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(source, headers=headers)
-    with urllib.request.urlopen(request, timeout=STALL_TIMEOUT) as answer:
+    with open_url(source, headers=headers, timeout=STALL_TIMEOUT) as answer:
         continued = have > 0 and answer.status == 206
         received = _copy(source, answer, part, "ab" if continued else "wb", deadline)
         announced = answer.headers.get("Content-Length")

@@ -171,9 +171,8 @@ def plan(wanted: Service, path: str, actual: Actual) -> list[str]:
     `path` is where the plist belongs; a job loaded from another file counts as changed.
     """
     loaded = actual.job is not None
-    if wanted.state == "absent":
+    if wanted.state == "absent" or wanted.plist is None:
         return (["bootout"] if loaded else []) + (["remove"] if actual.plist is not None else [])
-    assert wanted.plist is not None
     actions = []
     differs = actual.plist != canonical(wanted.plist)
     elsewhere = loaded and actual.job.path not in (None, path)

@@ -191,9 +191,9 @@ try:
         config = yaml.safe_load(stream)
 except yaml.YAMLError as error:
     mark = getattr(error, "problem_mark", None)
-    sys.exit("line %s: %s" % (mark.line + 1 if mark else "?", getattr(error, "problem", error)))
+    raise SystemExit("line %s: %s" % (mark.line + 1 if mark else "?", getattr(error, "problem", error)))
 if not isinstance(config, dict):
-    sys.exit("line 1: it is not a mapping")
+    raise SystemExit("line 1: it is not a mapping")
 """
 
 

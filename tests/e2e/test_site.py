@@ -6,6 +6,8 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -147,7 +149,7 @@ def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
     changed.variables["all"]["lmfleet_models"]["pretender"]["load"]["context_length"] = 5000 + seconds
     process = changed.start()
     time.sleep(seconds)
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     changed.play().succeeded()
     assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}

@@ -83,7 +83,13 @@ class Fleet:
         command = [str(ANSIBLE_PLAYBOOK), "-i", str(self.folder), playbook, *arguments]
         variables = {**os.environ, "ANSIBLE_NOCOLOR": "1", **environment}
         return subprocess.Popen(
-            command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=REPOSITORY,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that a test can kill it with its workers
         )
 
     def play(self, *arguments: str, playbook: str = "site.yml", **environment: str) -> Run:

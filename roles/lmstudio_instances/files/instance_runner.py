@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs one LM Studio instance: ``instance_runner.py <instance home>``, as the program of a launchd job.
 

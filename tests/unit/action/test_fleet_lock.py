@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 
 import pytest
@@ -35,13 +37,13 @@ def test_a_second_run_is_refused_and_told_who_holds_the_lock(controller, invento
         assert f"process {first.pid}" in output
         assert "Nothing has been changed" in output
     finally:
-        first.kill()
+        os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
 
 
 def test_a_killed_run_frees_the_lock(controller, inventory):
     first = start_and_wait_for_lock(controller, inventory)
-    first.kill()
+    os.killpg(first.pid, signal.SIGKILL)
     second = controller(inventory, [LOCK])
     output = second.communicate(timeout=60)[0]
     first.communicate()
@@ -56,5 +58,5 @@ def test_another_fleet_has_another_lock(controller, inventory):
         assert second.communicate(timeout=60)[0]
         assert second.returncode == 0
     finally:
-        first.kill()
+        os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
