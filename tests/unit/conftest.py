@@ -38,7 +38,13 @@ def controller(tmp_path):
             str(tmp_path / "play.yml"),
         ]
         return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+            start_new_session=True,  # so that a test can kill it with its workers
         )
 
     return start

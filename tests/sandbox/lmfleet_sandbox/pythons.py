@@ -44,11 +44,12 @@ def _probe(candidate: str | Path) -> Interpreter | None:
 
 
 def _homes() -> list[Path]:
-    homes = [Path.home()]
+    """The homes of this user, also where HOME is another folder for the time being, and of who called sudo."""
+    homes = [Path.home(), Path(pwd.getpwuid(os.getuid()).pw_dir)]
     caller = os.environ.get("SUDO_USER")
     if caller:
         homes.append(Path(pwd.getpwnam(caller).pw_dir))
-    return homes
+    return list(dict.fromkeys(homes))
 
 
 def controller_python() -> Interpreter:

@@ -162,9 +162,15 @@ class Skeleton:
                 shutil.copyfile(origin, target)
 
     def _interpreters(self, root: Path) -> None:
-        _replace_with_link(root / "usr/bin/python3", self._shown_executable(root, self.mac_python))
-        launcher = root / "opt/sandbox/python"
-        launcher.write_text(f'#!/bin/sh\nexec {self._shown_executable(root, self.controller_python)} "$@"\n')
+        # Programs that exec, not links: a virtual environment made from a link would look for its base in /usr.
+        self._launcher(root, "usr/bin/python3", self.mac_python)
+        self._launcher(root, "opt/sandbox/python", self.controller_python)
+
+    def _launcher(self, root: Path, place: str, interpreter: Interpreter) -> None:
+        launcher = root / place
+        launcher.unlink(missing_ok=True)
+        launcher.parent.mkdir(parents=True, exist_ok=True)
+        launcher.write_text(f'#!/bin/sh\nexec {self._shown_executable(root, interpreter)} "$@"\n')
         launcher.chmod(0o755)
 
     def _shown_executable(self, root: Path, interpreter: Interpreter) -> Path:
@@ -243,12 +249,6 @@ def make_opaque(folder: Path) -> None:
 def make_whiteout(path: Path) -> None:
     """Hide what the layer below has at this path."""
     os.mknod(path, 0o020000, os.makedev(0, 0))
-
-
-def _replace_with_link(path: Path, target: Path) -> None:
-    if os.path.lexists(path):
-        path.unlink()
-    path.symlink_to(target)
 
 
 def _words(path: Path) -> set[str]:
