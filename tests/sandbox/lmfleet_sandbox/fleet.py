@@ -188,6 +188,7 @@ def down(realm: Realm) -> int:
     ns.require()
     with realm.lock():
         ended = _end_processes_and_links(realm)
+        _end_connections(realm)
         _remove_state(realm)
     return ended
 
@@ -199,6 +200,13 @@ def _end_processes_and_links(realm: Realm) -> int:
     mirror.stop(realm)
     network.remove(realm)
     return len(running)
+
+
+def _end_connections(realm: Realm) -> None:
+    """End the ssh connections that Ansible keeps for its next run; they would outlive the Macs by a minute."""
+    for path in (realm.ssh_folder / "connections").glob("*"):
+        command = ["ssh", "-O", "exit", "-o", f"ControlPath={path}", "a-mac"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=10, check=False)
 
 
 def _remove_state(realm: Realm) -> None:
