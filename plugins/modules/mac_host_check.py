@@ -75,6 +75,10 @@ options:
         description: What the port is for, to be named in messages.
         type: str
         required: true
+      status:
+        description: The C(status.json) in which the job tells its pid and the port that it serves.
+          V(~) is the home of the user. Where it agrees with launchd, nothing else has to be asked.
+        type: str
 """
 
 EXAMPLES = r"""
@@ -145,7 +149,7 @@ import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import _command, _launchd, _mac, _ports
+from ..module_utils import _command, _files, _launchd, _mac, _ports
 
 _COMMAND_TIMEOUT = 30  # seconds
 
@@ -169,6 +173,7 @@ def main():
                     "label": {"type": "str", "required": True},
                     "domain": {"type": "str", "choices": ["gui", "system"], "required": True},
                     "use": {"type": "str", "required": True},
+                    "status": {"type": "str"},
                 },
             },
         },
@@ -210,9 +215,10 @@ def _facts(module):
     if uname.sysname != "Darwin":
         return facts
     facts.update(_sysctl())
+    jobs = {wanted["label"]: _launchctl(wanted["domain"], user).job(wanted["label"]) for wanted in _taken(module)}
     if "gui" in module.params["domains"]:
-        facts["gui_session"] = _command.run(["/bin/launchctl", "print", f"gui/{user['uid']}"], _COMMAND_TIMEOUT).rc == 0
-    facts["listeners"] = _foreign_listeners(module, user)
+        facts["gui_session"] = _has_gui_session(module, user, jobs)
+    facts["listeners"] = _foreign_listeners(module, user, jobs)
     return facts
 
 
@@ -252,22 +258,48 @@ def _sysctl():
     return facts
 
 
-def _foreign_listeners(module, user):
+def _taken(module):
+    """Return the wanted ports that somebody listens on already."""
+    return [wanted for wanted in module.params["ports"] if _ports.is_taken(wanted["address"], wanted["port"])]
+
+
+def _has_gui_session(module, user, jobs):
+    # A job that is loaded there shows that the domain exists.
+    if any(wanted["domain"] == "gui" and jobs.get(wanted["label"]) for wanted in module.params["ports"]):
+        return True
+    return _command.run(["/bin/launchctl", "print", f"gui/{user['uid']}"], _COMMAND_TIMEOUT).rc == 0
+
+
+def _foreign_listeners(module, user, jobs):
     """Return the wanted ports that are in use by something else than their own launchd job."""
-    taken = [wanted for wanted in module.params["ports"] if _ports.is_taken(wanted["address"], wanted["port"])]
-    if not taken:
+    unclear = [
+        wanted
+        for wanted in module.params["ports"]
+        if wanted["label"] in jobs and not _says_so_itself(wanted, jobs[wanted["label"]], user)
+    ]
+    if not unclear:
         return []
     listeners = _ports.listeners()
     parent_of = _mac.parents(_output(["/bin/ps", "-axo", "pid=,ppid="]))
     foreign = []
-    for wanted in taken:
-        job = _launchctl(wanted["domain"], user).job(wanted["label"])
+    for wanted in unclear:
+        job = jobs[wanted["label"]]
         processes = listeners.get(wanted["port"], {})
         if job and job.pid and any(_mac.descends_from(pid, job.pid, parent_of) for pid in processes):
             continue
         names = ", ".join(f"{command} (pid {pid})" for pid, command in processes.items())
         foreign.append({**{key: wanted[key] for key in ("port", "address", "use")}, "process": names or None})
     return foreign
+
+
+def _says_so_itself(wanted, job, user):
+    """Return whether the process that launchd runs reports, and has checked, that the port is its own."""
+    if not wanted["status"] or not job or not job.pid:
+        return False
+    status = _files.read_json(wanted["status"].replace("~", user["home"], 1))
+    if not isinstance(status, dict) or status.get("state") != "ready" or status.get("pid") != job.pid:
+        return False
+    return (status.get("address"), status.get("port")) == (wanted["address"], wanted["port"])
 
 
 def _launchctl(kind, user):

@@ -351,6 +351,7 @@ def _ports(host: Host, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "label": f"lmfleet.instance.{instance['name']}",
             "domain": host.variables["lmfleet_launchd_domain"],
             "use": f"instance {instance['name']}",
+            "status": f"{host.variables['lmfleet_root'] or '~/.lmfleet'}/instances/{instance['name']}/status.json",
         }
         for instance in instances
     ]

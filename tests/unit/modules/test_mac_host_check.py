@@ -102,6 +102,20 @@ def test_a_port_of_the_own_job_is_accepted(mac, capsys, taken_port):
     assert run(capsys, ports=[{**PORT, "port": taken_port}])["facts"]["listeners"] == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "accepted"),
+    [({}, True), ({"pid": 99}, False), ({"state": "starting"}, False), ({"address": "10.0.0.1"}, False)],
+    ids=["ready", "another pid", "not ready", "another address"],
+)
+def test_a_job_that_reports_the_port_is_believed_only_where_launchd_agrees(
+    mac, capsys, taken_port, tmp_path, changes, accepted
+):
+    report = {"pid": 10, "state": "ready", "address": "127.0.0.1", "port": taken_port, **changes}
+    (tmp_path / "status.json").write_text(json.dumps(report))
+    result = run(capsys, ports=[{**PORT, "port": taken_port, "status": str(tmp_path / "status.json")}])
+    assert result.get("failed", False) is not accepted
+
+
 def test_a_job_that_is_not_loaded_owns_no_port(mac, capsys, taken_port):
     mac.answers["lsof"] = (0, f"p11\ncllmster\nn127.0.0.1:{taken_port}\n")
     mac.answers["launchctl"] = (113, "")

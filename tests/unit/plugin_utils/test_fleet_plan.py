@@ -241,6 +241,13 @@ def test_the_ports_of_a_host_are_listed_with_their_jobs():
             "label": "lmfleet.instance.chat-a",
             "domain": "gui",
             "use": "instance chat-a",
+            "status": "~/.lmfleet/instances/chat-a/status.json",
         },
-        {"port": 4000, "address": "127.0.0.1", "label": "lmfleet.gateway", "domain": "system", "use": "the gateway"},
+        {
+            "port": 4000,
+            "address": "127.0.0.1",
+            "label": "lmfleet.gateway",
+            "domain": "system",
+            "use": "the gateway",
+        },
     ]
