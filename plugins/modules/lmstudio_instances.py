@@ -74,6 +74,34 @@ options:
         description: The property list of the job, as XML text.
         type: str
         required: true
+  tunings:
+    description:
+      - The load defaults of the models, one entry per model and instance, written before a model is loaded. See
+        M(lmfleet.mac.lmstudio_tuning) for how they are merged into the files.
+      - Left out, the files stay as they are.
+    type: list
+    elements: dict
+    suboptions:
+      instance:
+        description: Name of the instance.
+        type: str
+        required: true
+      model:
+        description: Name of the model, for messages.
+        type: str
+        required: true
+      path:
+        description: Place of the model file below the models folder, C(publisher/name/file).
+        type: str
+        required: true
+      content:
+        description: The settings as JSON text, in the form of LM Studio's own files.
+        type: str
+        required: true
+      template:
+        description: Name of the template that O(tunings[].content) was rendered from, for messages.
+        type: str
+        default: content
   purge:
     description: Whether instances that are not in the list are stopped and removed, home included. Models stay.
     type: bool
@@ -101,6 +129,14 @@ EXAMPLES = r"""
       - name: chat-a
         declaration: "{{ lookup('ansible.builtin.template', 'instance.json.j2') }}"
         plist: "{{ lookup('ansible.builtin.template', 'instance.plist.j2') }}"
+    tunings:
+      - instance: chat-a
+        model: smollm2
+        path: lmfleet/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+        content: "{{ {'load': {'fields': fields}} | to_json }}"
+  vars:
+    fields:
+      - {key: llm.load.contextLength, value: 4096}
 
 - name: Remove all instances
   lmfleet.mac.lmstudio_instances:
@@ -169,6 +205,29 @@ instances:
   sample:
     - {name: chat-a, action: nothing, why: "", pid: 812, daemon_pid: 815, control_port: 41343, address: 127.0.0.1,
        port: 1234, ready: true, models: [], unmanaged: []}
+tunings:
+  description: The tuning files of the instances, when O(tunings) is given.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    instance:
+      description: Name of the instance.
+      type: str
+      returned: always
+    model:
+      description: Name of the model, empty when it is no longer served.
+      type: str
+      returned: always
+    file:
+      description: Absolute path of the file.
+      type: str
+      returned: always
+    changed:
+      description: Whether the file was changed.
+      type: bool
+      returned: always
+  sample: [{instance: chat-a, model: smollm2, file: /Users/admin/x.gguf.json, changed: false}]
 """
 
 import getpass
@@ -191,6 +250,8 @@ from ..module_utils._instances import (
     parse_wanted,
 )
 from ..module_utils._launchd import SYSTEM_FOLDER, Domain, Launchctl, LaunchdError, canonical, domain_for
+from ..module_utils._tuning import TuningError
+from ..module_utils._tuning_files import FILE_OPTIONS, Change, Home, plan_home, write
 
 
 class Plan(NamedTuple):
@@ -201,9 +262,17 @@ class Plan(NamedTuple):
     wanted: list[Wanted]
     found: dict[str, Found]
     decisions: dict[str, Decision]
+    tunings: list[Home]
 
     def changes_anything(self) -> bool:
-        return bool(self.moved or self.departed) or any(one.action != "nothing" for one in self.decisions.values())
+        return (
+            bool(self.moved or self.departed)
+            or any(one.action != "nothing" for one in self.decisions.values())
+            or any(change.changed for change in self.tuning_files())
+        )
+
+    def tuning_files(self) -> list[Change]:
+        return [change for home in self.tunings for change in home.changes]
 
 
 def in_parallel(function, items: list) -> list:
@@ -234,8 +303,23 @@ def moved_jobs(host: InstanceHost, wanted: list[Wanted], purge: bool, user: str)
     return [Leftover(name, Launchctl(other), name not in declared and host.has_home(name)) for name in names]
 
 
-def make_plan(host: InstanceHost, wanted: list[Wanted], purge: bool, user: str) -> Plan:
-    """Look at everything and decide; raise InstanceError or LaunchdError for what would go wrong halfway."""
+def plan_tunings(host: InstanceHost, wanted: list[Wanted], files: list[dict] | None) -> list[Home]:
+    """Return what the tuning files of each instance need. Raises InstanceError, TuningError."""
+    if files is None:
+        return []
+    strangers = sorted({file["instance"] for file in files} - {one.name for one in wanted})
+    if strangers:
+        raise InstanceError(f"tunings: there is no instance {', '.join(strangers)} in the list of instances")
+    return [
+        plan_home(one.name, host.home(one.name), [file for file in files if file["instance"] == one.name])
+        for one in wanted
+    ]
+
+
+def make_plan(host: InstanceHost, wanted: list[Wanted], params: dict, user: str) -> Plan:
+    """Look at everything and decide; raise an error for what would go wrong halfway."""
+    purge = params["purge"]
+    tunings = plan_tunings(host, wanted, params["tunings"])
     moved = moved_jobs(host, wanted, purge, user)
     gone = {one.name for one in moved}
     departed = [one for one in host.leftovers(wanted) if one.name not in gone] if purge else []
@@ -250,17 +334,20 @@ def make_plan(host: InstanceHost, wanted: list[Wanted], purge: bool, user: str) 
     if any(one.action in ("start", "restart") for one in decisions.values()):
         host.launchctl.require_domain()
     host.require_ports(wanted, decisions)
-    return Plan(moved, departed, wanted, found, decisions)
+    return Plan(moved, departed, wanted, found, decisions, tunings)
 
 
-def carry_out(host: InstanceHost, plan: Plan, timeout: float) -> list[Outcome]:
+def carry_out(host: InstanceHost, plan: Plan, params: dict) -> list[Outcome]:
     """Do what was planned: first what goes, which frees ports, then all instances at once."""
+    timeout = params["timeout"]
     deadline = time.monotonic() + timeout
     in_parallel(lambda one: host.remove(one, deadline), plan.moved)
     in_parallel(lambda one: host.remove(one, deadline), plan.departed)
     host.clean_up()
     if plan.wanted:
         host.write_runner()
+    for home in plan.tunings:
+        write(home, params["lock_timeout"])
     return in_parallel(
         lambda one: host.converge(one, plan.found[one.name], plan.decisions[one.name], timeout), plan.wanted
     )
@@ -323,6 +410,7 @@ def diffs(host: InstanceHost, plan: Plan) -> list[dict]:
             ),
         ]
         entries += [file_diff(*pair) for pair in pairs if pair[1] != pair[2]]
+    entries += [change.diff() for change in plan.tuning_files() if change.changed]
     for leftover in plan.departed:
         entries.append(file_diff(host.home(leftover.name), "an instance\n", None))
     return entries
@@ -338,13 +426,13 @@ def ensure(module: AnsibleModule) -> dict:
     runner = Runner(params["runner"]["path"], params["runner"]["content"])
     host = InstanceHost(params["directory"], params["models_directory"], runner, launchctl)
     if module.check_mode:
-        plan = make_plan(host, wanted, params["purge"], user)
+        plan = make_plan(host, wanted, params, user)
         outcomes = preview(plan)
     else:
         make_directory(host.directory)
         with exclusive(host.directory, "lmstudio_instances", params["lock_timeout"]):
-            plan = make_plan(host, wanted, params["purge"], user)
-            outcomes = carry_out(host, plan, params["timeout"])
+            plan = make_plan(host, wanted, params, user)
+            outcomes = carry_out(host, plan, params)
     departed = [*plan.departed, *(one for one in plan.moved if one.name not in plan.decisions)]
     result = {
         "changed": plan.changes_anything(),
@@ -353,6 +441,7 @@ def ensure(module: AnsibleModule) -> dict:
             *(removed(leftover) for leftover in departed),
         ],
         "diff": diffs(host, plan),
+        "tunings": [change.result() for change in plan.tuning_files()],
     }
     errors = [outcome.error for outcome in outcomes if outcome.error]
     errors += indistinct([outcome.status for outcome in outcomes if outcome.ready])
@@ -384,6 +473,7 @@ def main() -> None:
                     "plist": {"type": "str", "required": True},
                 },
             },
+            "tunings": {"type": "list", "elements": "dict", "options": FILE_OPTIONS},
             "purge": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 900},
             "lock_timeout": {"type": "int", "default": 120},
@@ -392,7 +482,7 @@ def main() -> None:
     )
     try:
         result = ensure(module)
-    except (InstanceError, LaunchdError, LockTimeoutError, OSError) as error:
+    except (InstanceError, LaunchdError, LockTimeoutError, TuningError, OSError) as error:
         module.fail_json(msg=str(error))
     if "msg" in result:
         module.fail_json(**result)

@@ -101,109 +101,11 @@ files:
   sample: [{instance: chat-a, model: smollm2, file: /Users/admin/x.gguf.json, changed: false}]
 """
 
-import os
-from typing import NamedTuple
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._files import (
-    LockTimeoutError,
-    atomic_write,
-    canonical_json,
-    exclusive,
-    file_diff,
-    make_directory,
-    read_bytes,
-    read_json,
-    remove_file,
-)
-from ..module_utils._lms import tuning_path
-from ..module_utils._tuning import TuningError, managed_keys, merge, parse_tuning
-
-#: In the home of an instance: which keys of which model file were set here, {path: {section: [key]}}.
-_MEMORY = "managed_tuning.json"
-
-
-class Change(NamedTuple):
-    """One tuning file: canonical texts as found and as wanted, None for an absent file."""
-
-    instance: str
-    model: str
-    file: str
-    before: str | None
-    after: str | None
-
-    @property
-    def changed(self) -> bool:
-        return self.before != self.after
-
-
-class Home(NamedTuple):
-    """One instance: what was managed before, what is managed now, and the changes from one to the other."""
-
-    path: str
-    before: dict
-    after: dict
-    changes: list[Change]
-
-
-def plan_home(instance: str, home: str, entries: list[dict]) -> Home:
-    """Return what the files of one instance need; reads only. Raises TuningError."""
-    stored = read_json(os.path.join(home, _MEMORY))
-    before = stored if isinstance(stored, dict) else {}
-    after = {}
-    changes = []
-    for entry in entries:
-        path = entry["path"]
-        if path in after:
-            raise TuningError(f"instance {instance}: {path} is listed twice")
-        wanted = parse_tuning(
-            entry["content"], f"template {entry['template']}, instance {instance}, model {entry['model']}"
-        )
-        after[path] = managed_keys(wanted)
-        changes.append(_change(instance, entry["model"], home, path, wanted, before.get(path, {})))
-    for path in before:
-        if path not in after:
-            changes.append(_change(instance, "", home, path, None, before[path]))
-    return Home(home, before, after, changes)
-
-
-def _change(instance: str, model: str, home: str, path: str, wanted: dict | None, managed_before: dict) -> Change:
-    if any(part in ("", ".", "..") for part in path.split("/")):
-        raise TuningError(f"instance {instance}, model {model}: path {path!r} must be publisher/name/file")
-    file = tuning_path(home, path)
-    content = read_bytes(file)
-    found = read_json(file)
-    before = None
-    if content is not None:
-        before = canonical_json(found) if found is not None else content.decode("utf-8", "replace")
-    merged = merge(found if isinstance(found, dict) else None, wanted, managed_before)
-    return Change(instance, model, file, before, None if merged is None else canonical_json(merged))
-
-
-def apply(home: Home) -> None:
-    """Write what `home` needs. What is managed is noted before it is written: a killed run leaves no orphaned key."""
-    memory = os.path.join(home.path, _MEMORY)
-    if home.before != home.after:
-        atomic_write(memory, canonical_json(_union(home.before, home.after)))
-    for change in home.changes:
-        if not change.changed:
-            continue
-        if change.after is None:
-            remove_file(change.file)
-        else:
-            make_directory(os.path.dirname(change.file))
-            atomic_write(change.file, change.after)
-    if _union(home.before, home.after) != home.after:
-        atomic_write(memory, canonical_json(home.after))
-
-
-def _union(before: dict, after: dict) -> dict:
-    result = {}
-    for path in {**before, **after}:
-        old, new = before.get(path, {}), after.get(path, {})
-        result[path] = {section: sorted({*old.get(section, []), *new.get(section, [])}) for section in {**old, **new}}
-    return result
+from ..module_utils._files import LockTimeoutError
+from ..module_utils._tuning import TuningError
+from ..module_utils._tuning_files import FILE_OPTIONS, plan_home, write
 
 
 def ensure(module: AnsibleModule) -> dict:
@@ -214,19 +116,13 @@ def ensure(module: AnsibleModule) -> dict:
     homes = [plan_home(instance, home, entries) for home, (instance, entries) in by_home.items()]
     changes = [change for home in homes for change in home.changes]
     for home in homes if not module.check_mode else []:
-        if home.before != home.after or any(change.changed for change in home.changes):
-            make_directory(home.path)
-            with exclusive(home.path, "lmstudio_tuning", module.params["lock_timeout"]):
-                apply(home)
+        write(home, module.params["lock_timeout"])
     order = {(entry["instance"], entry["model"]): position for position, entry in enumerate(module.params["files"])}
     changes.sort(key=lambda change: order.get((change.instance, change.model), len(order)))
     return {
         "changed": any(change.changed for change in changes),
-        "files": [
-            {"instance": change.instance, "model": change.model, "file": change.file, "changed": change.changed}
-            for change in changes
-        ],
-        "diff": [file_diff(change.file, change.before, change.after) for change in changes if change.changed],
+        "files": [change.result() for change in changes],
+        "diff": [change.diff() for change in changes if change.changed],
     }
 
 
@@ -237,14 +133,7 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "required": True,
-                "options": {
-                    "instance": {"type": "str", "required": True},
-                    "model": {"type": "str", "required": True},
-                    "home": {"type": "path", "required": True},
-                    "path": {"type": "str", "required": True},
-                    "content": {"type": "str", "required": True},
-                    "template": {"type": "str", "default": "content"},
-                },
+                "options": {**FILE_OPTIONS, "home": {"type": "path", "required": True}},
             },
             "lock_timeout": {"type": "int", "default": 120},
         },

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pathlib
 import plistlib
 import socket
 import time
@@ -257,6 +258,52 @@ def test_instances_that_share_a_daemon_fail_loudly(mac):
     mac.says = {name: {"daemon_pid": 5, "control_port": 41343} for name in ("chat-a", "chat-b")}
     failed = mac.run(mac.instance(), mac.instance("chat-b", port=18112))
     assert "share daemon_pid 5" in failed["msg"] and "share control_port 41343" in failed["msg"]
+
+
+def tuning(value, instance="chat-a"):
+    content = json.dumps({"load": {"fields": [{"key": "llm.load.contextLength", "value": value}]}})
+    return {"instance": instance, "model": "m", "path": MODEL["path"], "content": content, "template": "tuning.json.j2"}
+
+
+def test_tuning_files_are_there_before_an_instance_starts(mac):
+    file = mac.home("chat-a") / ".lmstudio/.internal/user-concrete-model-default-config/p/n/f.gguf.json"
+    seen = []
+
+    def started(label, pid):
+        seen.append(json.loads(file.read_text())["load"]["fields"])
+        mac.started(label, pid)
+
+    mac.launchd.on_start = started
+    before = mac.run(mac.instance(), tunings=[tuning(4096)], check=True)
+    assert not mac.home("chat-a").exists()
+    made = mac.run(mac.instance(), tunings=[tuning(4096)])
+    assert seen == [[{"key": "llm.load.contextLength", "value": 4096}]]
+    assert made["diff"] == before["diff"] and made["tunings"] == before["tunings"]
+    for check in (False, True):
+        assert not mac.run(mac.instance(), tunings=[tuning(4096)], check=check)["changed"]
+
+
+def test_a_tuning_file_changed_by_hand_is_put_right_and_nothing_restarts(mac):
+    made = mac.run(mac.instance(), tunings=[tuning(4096)])
+    file = made["tunings"][0]["file"]
+    pathlib.Path(file).write_text(tuning(1)["content"])
+    result = mac.run(mac.instance(), tunings=[tuning(4096)])
+    assert result["changed"] and mac.actions(result) == {"chat-a": "nothing"}
+    assert [entry["before_header"] for entry in result["diff"]] == [file]
+
+
+def test_a_model_that_is_no_longer_served_loses_its_tuning_and_without_tunings_files_stay(mac):
+    made = mac.run(mac.instance(), tunings=[tuning(4096)])
+    file = pathlib.Path(made["tunings"][0]["file"])
+    assert not mac.run(mac.instance())["changed"] and file.exists()
+    assert mac.run(mac.instance(), tunings=[])["changed"] and not file.exists()
+
+
+def test_tunings_that_cannot_be_used_change_nothing(mac, tmp_path):
+    broken = {**tuning(1), "content": "{"}
+    assert "template tuning.json.j2, instance chat-a" in mac.run(mac.instance(), tunings=[broken])["msg"]
+    assert "there is no instance chat-b" in mac.run(mac.instance(), tunings=[tuning(1, "chat-b")])["msg"]
+    assert not mac.home("chat-a").exists()
 
 
 def test_a_job_in_the_system_domain_needs_root(mac, tmp_path, monkeypatch):

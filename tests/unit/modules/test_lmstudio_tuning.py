@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.lmfleet.mac.plugins.module_utils import _tuning_files
 from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_tuning
 
 PLACE = ".lmstudio/.internal/user-concrete-model-default-config/pub/m/f.gguf.json"
@@ -84,14 +85,14 @@ def test_true_and_1_differ_4_and_4_0_do_not(run, tuning):
 
 def test_a_killed_run_forgets_no_field_of_ours(run, tuning, tmp_path, monkeypatch):
     run(tuning(context=1))
-    real = lmstudio_tuning.atomic_write
+    real = _tuning_files.atomic_write
 
     def dies(path, content):
         real(path, content)
         if path.endswith(".gguf.json"):
             raise OSError("killed")
 
-    monkeypatch.setattr(lmstudio_tuning, "atomic_write", dies)
+    monkeypatch.setattr(_tuning_files, "atomic_write", dies)
     assert run(tuning(parallel=2))["failed"]
     monkeypatch.undo()
     run(tuning())
