@@ -11,6 +11,7 @@ First the pure part, which decides; at the end the part with files.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -24,21 +25,27 @@ OWNERS = ("operator", "rollout", "guard")
 #: Seconds after which a worker that has not reported counts as gone; a healthy one reports every second.
 FRESH_SECONDS = 6.0
 
-#: Stands for the token of a backend in a diff.
+#: Stand for the token of a backend in a diff.
 HIDDEN = "(hidden)"
+HIDDEN_CHANGED = "(hidden, another one)"
 
 #: Any token does for a backend without tokens, but LiteLLM insists on one.
 NO_TOKEN = "none"
 
 OPTIONAL_PARAMS = ("weight", "order", "timeout", "stream_timeout", "max_parallel_requests")
 INFORMATION = ("host", "instance", "parallel")
+#: What a deployment needs to be one.
+DEFINITION = ("model_group", "model", "api_base")
+#: The smallest value that makes sense.
+LEAST = {"weight": 0, "order": 0, "timeout": 0.001, "stream_timeout": 0.001, "max_parallel_requests": 1, "parallel": 1}
 
 
 class State(NamedTuple):
     """What the files say. `deployments` is id to entry, or None when the file is absent or broken.
 
     `pauses` is owner to {"generation", "paused": {id: {"reason", "since", "until"?}}}. `generation` is the highest one
-    seen anywhere, so that the next one is new to every worker.
+    seen anywhere, so that the next one is new to every worker. `broken` names the files that are there but make no
+    sense.
     """
 
     generation: int
@@ -46,16 +53,22 @@ class State(NamedTuple):
     deployments: dict | None
     deployments_generation: int | None
     pauses: dict
+    broken: tuple = ()
 
 
-class PauseRequest(NamedTuple):
-    """What becomes of one owner's pauses: exactly `ids`, or, with `ids` None, `add` more and `remove` fewer."""
+class Pausing(NamedTuple):
+    """What becomes of the pauses of one owner: `pause` and `resume` are ids; with `only`, all others are lifted.
+
+    `reason` None keeps the one there is. `expire_after` is in seconds from the beginning of a pause, 0 for never;
+    None keeps the end there is.
+    """
 
     owner: str
-    ids: list | None
-    add: list
-    remove: list
-    reason: str
+    pause: list
+    resume: list
+    only: bool = False
+    reason: str | None = None
+    expire_after: float | None = None
 
 
 class Plan(NamedTuple):
@@ -66,8 +79,6 @@ class Plan(NamedTuple):
     added: list
     changed: list
     removed: list
-    paused: list
-    resumed: list
 
 
 def entry(deployment: Mapping) -> dict:
@@ -83,14 +94,26 @@ def entry(deployment: Mapping) -> dict:
     return {"model_name": deployment["model_group"], "litellm_params": params, "model_info": info}
 
 
+def is_defined(deployment: Mapping) -> bool:
+    """Return whether a deployment is described, rather than only named."""
+    return any(deployment.get(key) for key in DEFINITION)
+
+
 def wanted_entries(deployments: Iterable[Mapping], purge: bool, state: State) -> dict:
-    """Return id to entry as it is to be. Without `purge` what is not named stays as it is."""
-    wanted = {} if purge else dict(state.deployments or {})
+    """Return id to entry as it is to be. Without `purge` what is not named stays as it is.
+
+    What is named without being described stays as it is too, if it is there.
+    """
+    before = state.deployments or {}
+    wanted = {} if purge else dict(before)
     for deployment in deployments:
+        name = deployment["id"]
         if deployment.get("state") == "absent":
-            wanted.pop(deployment["id"], None)
-        else:
-            wanted[deployment["id"]] = entry(deployment)
+            wanted.pop(name, None)
+        elif is_defined(deployment):
+            wanted[name] = entry(deployment)
+        elif name in before:
+            wanted[name] = before[name]
     return wanted
 
 
@@ -100,10 +123,7 @@ def deployment_problems(deployments: Iterable[Mapping]) -> list:
     uses = {}
     for deployment in deployments:
         uses[deployment["id"]] = uses.get(deployment["id"], 0) + 1
-        needed = ("id",) if deployment.get("state") == "absent" else ("id", "model_group", "model", "api_base")
-        found.extend(
-            f"deployment {deployment['id']!r} has no {key}; give it one" for key in needed if not deployment.get(key)
-        )
+        found.extend(f"deployment {deployment['id']!r} {problem}" for problem in _problems_of(deployment))
     found.extend(
         f"the deployment id {name} is used {count} times; each deployment needs one of its own"
         for name, count in uses.items()
@@ -112,9 +132,32 @@ def deployment_problems(deployments: Iterable[Mapping]) -> list:
     return found
 
 
-def fleet_problems(after: Mapping, groups: Iterable[str], pause: PauseRequest | None) -> list:
-    """Return one line for each reason why `after` (id to entry) cannot be what the gateway routes to."""
+def _problems_of(deployment: Mapping) -> Iterable:
+    if not deployment["id"]:
+        yield "has no id; give it one"
+    if deployment.get("state") == "absent" or not is_defined(deployment):
+        return
+    for key in DEFINITION:
+        if not deployment.get(key):
+            yield f"has no {key}; give it one"
+    address = deployment.get("api_base")
+    if address and not re.match(r"https?://[^/\s]+", address):
+        yield f"has the api_base {address!r}, which is no http or https address"
+    for key, least in LEAST.items():
+        value = deployment.get(key)
+        if value is not None and value < least:
+            yield f"has {key} {value:g}, which must be at least {least:g}"
+
+
+def fleet_problems(
+    named: Iterable[Mapping], after: Mapping, groups: Iterable[str], pausing: Pausing | None, state: State
+) -> list:
+    """Return one line for each reason why `after` (id to entry) cannot be what the gateway routes to.
+
+    `named` are the deployments that were given.
+    """
     names = {deployment["model_name"] for deployment in after.values()}
+    known = ", ".join(sorted(after)) or "none"
     found = [
         f"the model group {group} has no deployment; declare one for it, or do not ask for the group"
         for group in groups
@@ -124,13 +167,21 @@ def fleet_problems(after: Mapping, groups: Iterable[str], pause: PauseRequest | 
         f"the deployment id {name} is also the name of a model group; rename one of them"
         for name in sorted(names & set(after))
     )
-    asked = [*(pause.ids or ()), *pause.add] if pause else []
-    known = ", ".join(sorted(after)) or "none"
-    found.extend(f"cannot pause {name}: no such deployment. There are: {known}" for name in asked if name not in after)
+    found.extend(
+        f"there is no deployment {deployment['id']}: give it a model_group, model and api_base to add it. "
+        f"There are: {known}"
+        for deployment in named
+        if deployment.get("state") != "absent" and deployment["id"] not in after
+    )
+    if pausing and not pausing.only and pause_file(pausing.owner) in state.broken:
+        found.append(
+            f"{pause_file(pausing.owner)} is broken, so what {pausing.owner} pauses is not known. Name all of it, "
+            "with purge_pauses: true"
+        )
     return found
 
 
-def plan(wanted: Mapping | None, routing: str | None, pause: PauseRequest | None, state: State, now: float) -> Plan:
+def plan(wanted: Mapping | None, routing: str | None, pausing: Pausing | None, state: State, now: float) -> Plan:
     """Work out what to write. `wanted` is id to entry, None leaves the deployments alone; `now` is epoch seconds."""
     generation = state.generation + 1
     before = state.deployments or {}
@@ -146,17 +197,20 @@ def plan(wanted: Mapping | None, routing: str | None, pause: PauseRequest | None
             "deployments": [after[name] for name in sorted(after)],
         }
     pauses = dict(state.pauses)
-    held = dict(pauses[pause.owner]["paused"]) if pause and pause.owner in pauses else {}
-    kept = pauses_after(pause, held, now) if pause else held
-    if set(kept) != set(held):
-        pauses[pause.owner] = {"generation": generation, "paused": kept}
-        files[pause_file(pause.owner)] = {"format": FORMAT, **pauses[pause.owner]}
+    if pausing:
+        name = pause_file(pausing.owner)
+        held = current_pauses(pauses[pausing.owner]["paused"], now) if pausing.owner in pauses else {}
+        kept = pauses_after(pausing, held, now)
+        if kept != held or name in state.broken:
+            pauses[pausing.owner] = {"generation": generation, "paused": kept}
+            files[name] = {"format": FORMAT, **pauses[pausing.owner]}
     state_after = State(
         generation=generation if files else state.generation,
         routing=routing if known or DEPLOYMENTS in files else None,
         deployments=after if known or DEPLOYMENTS in files else None,
         deployments_generation=generation if DEPLOYMENTS in files else state.deployments_generation,
         pauses=pauses,
+        broken=tuple(name for name in state.broken if name not in files),
     )
     return Plan(
         files=files,
@@ -164,15 +218,27 @@ def plan(wanted: Mapping | None, routing: str | None, pause: PauseRequest | None
         added=sorted(set(after) - set(before)),
         changed=sorted(name for name in after if name in before and after[name] != before[name]),
         removed=sorted(set(before) - set(after)),
-        paused=sorted(set(kept) - set(held)),
-        resumed=sorted(set(held) - set(kept)),
     )
 
 
-def pauses_after(pause: PauseRequest, held: Mapping, now: float) -> dict:
-    """Return id to pause of one owner after the request; a pause that goes on keeps its reason and its beginning."""
-    wanted = set(pause.ids) if pause.ids is not None else (set(held) | set(pause.add)) - set(pause.remove)
-    return {name: held.get(name) or {"reason": pause.reason, "since": now} for name in sorted(wanted)}
+def current_pauses(paused: Mapping, now: float) -> dict:
+    """Return the pauses (id to pause) that have not ended by themselves."""
+    return {name: pause for name, pause in paused.items() if pause.get("until") is None or pause["until"] > now}
+
+
+def pauses_after(pausing: Pausing, held: Mapping, now: float) -> dict:
+    """Return id to pause of one owner after the request; a pause that goes on keeps its beginning."""
+    kept = {} if pausing.only else {name: held[name] for name in held if name not in pausing.resume}
+    for name in pausing.pause:
+        old = held.get(name, {})
+        pause = {"reason": old.get("reason", ""), "since": old.get("since", now)}
+        if pausing.reason is not None:
+            pause["reason"] = pausing.reason
+        until = old.get("until") if pausing.expire_after is None else pause["since"] + pausing.expire_after
+        if until is not None and pausing.expire_after != 0:
+            pause["until"] = until
+        kept[name] = pause
+    return kept
 
 
 def pause_file(owner: str) -> str:
@@ -180,25 +246,45 @@ def pause_file(owner: str) -> str:
     return f"paused/{owner}.json"
 
 
-def paused_by(state: State) -> dict:
-    """Return id to the sorted list of owners that pause it."""
+def paused_by(state: State, now: float) -> dict:
+    """Return id to owner to pause, for what is paused at `now`."""
     owners = {}
     for owner in sorted(state.pauses):
-        for name in state.pauses[owner]["paused"]:
-            owners.setdefault(name, []).append(owner)
-    return dict(sorted(owners.items()))
+        for name, pause in current_pauses(state.pauses[owner]["paused"], now).items():
+            owners.setdefault(name, {})[owner] = {"until": None, **pause}
+    return {name: owners[name] for name in sorted(owners)}
 
 
-def describe(state: State) -> str:
-    """Return the state as text for a diff: no generations, no times, no tokens."""
+def groups_without_traffic(state: State, now: float) -> list:
+    """Return the model groups whose deployments are all paused. Where the guard pauses all, it has paused none."""
+    pauses = paused_by(state, now)
+    open_groups = set()
+    groups = set()
+    for name, deployment in (state.deployments or {}).items():
+        groups.add(deployment["model_name"])
+        if not set(pauses.get(name, ())) - {"guard"}:
+            open_groups.add(deployment["model_name"])
+    return sorted(groups - open_groups)
+
+
+def describe(state: State, former: State | None = None) -> str:
+    """Return the state as text for a diff: no generations, no times, no tokens.
+
+    A token that is another one than in `former` shows as such.
+    """
     entries = state.deployments or {}
-    shown = {
-        name: dict(entries[name], litellm_params=dict(entries[name]["litellm_params"], api_key=HIDDEN))
-        for name in entries
-    }
+    formerly = (former.deployments if former else None) or entries
+    shown = {}
+    for name, deployment in entries.items():
+        token = deployment["litellm_params"].get("api_key")
+        same = name not in formerly or formerly[name]["litellm_params"].get("api_key") == token
+        hidden = HIDDEN if same else HIDDEN_CHANGED
+        shown[name] = dict(deployment, litellm_params=dict(deployment["litellm_params"], api_key=hidden))
     pauses = {
-        owner: {name: pause.get("reason", "") for name, pause in held["paused"].items()}
-        for owner, held in state.pauses.items()
+        owner: {
+            name: {key: pause[key] for key in ("reason", "until") if pause.get(key)} for name, pause in held.items()
+        }
+        for owner, held in ((owner, state.pauses[owner]["paused"]) for owner in state.pauses)
     }
     return canonical_json({"routing": state.routing, "deployments": shown, "paused": pauses})
 
@@ -255,21 +341,26 @@ class Registry:
         self.folder = folder
 
     def read(self) -> State:
-        """Return what the files say; a broken file counts as absent."""
+        """Return what the files say; a broken file counts as absent, and is named as broken."""
+        names = [DEPLOYMENTS, *map(pause_file, OWNERS)]
+        there = {name for name in names if os.path.lexists(os.path.join(self.folder, name))}
         document = _checked(read_json(os.path.join(self.folder, DEPLOYMENTS)), "deployments", list)
         entries = _by_id(document["deployments"]) if document else None
+        sound = {DEPLOYMENTS} if entries is not None else set()
         pauses = {}
         for owner in OWNERS:
             held = _checked(read_json(os.path.join(self.folder, pause_file(owner))), "paused", dict)
-            if held:
+            if held and all(isinstance(pause, dict) for pause in held["paused"].values()):
                 pauses[owner] = {"generation": held["generation"], "paused": held["paused"]}
+                sound.add(pause_file(owner))
+        broken = tuple(sorted(there - sound))
         seen = [held["generation"] for held in pauses.values()]
         for worker in self.workers(now=0.0):
             seen.extend(number for number in (worker.generation, *worker.paused_generations.values()) if number)
         if document is None or entries is None:
-            return State(max(seen, default=0), None, None, None, pauses)
+            return State(max(seen, default=0), None, None, None, pauses, broken)
         generation = document["generation"]
-        return State(max([generation, *seen]), document.get("routing"), entries, generation, pauses)
+        return State(max([generation, *seen]), document.get("routing"), entries, generation, pauses, broken)
 
     def write(self, files: Mapping) -> None:
         """Write the documents of a plan. The pauses come first: what is added paused gets no request in between."""

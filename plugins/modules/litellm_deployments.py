@@ -17,7 +17,9 @@ description:
     set up. Nothing is restarted, no request is dropped and no database is needed.
   - Runs on the gateway. It returns when every worker of the gateway has applied the declaration, and fails when they
     do not in time.
-  - A deployment gets requests only when no owner pauses it. Each owner lifts only its own pauses.
+  - A deployment gets requests only when no owner pauses it. Each owner lifts only its own pauses. V(operator) is a
+    person, V(rollout) a run that changes the fleet, V(guard) what watches the queues; where the guard has paused all
+    deployments of a model group, it has paused none of them.
 attributes:
   check_mode:
     description: Whether the task can run in check mode.
@@ -34,6 +36,8 @@ options:
   deployments:
     description:
       - The deployments. Where this is not set, they stay as they are.
+      - One that the gateway has already may be named by its O(deployments[].id) alone, to pause it or to lift a pause.
+        It stays as it is otherwise.
     type: list
     elements: dict
     suboptions:
@@ -45,8 +49,9 @@ options:
         required: true
       state:
         description:
-          - V(paused) also pauses the deployment for O(owner), and V(present) then lifts that owner's pause.
-            V(absent) removes the deployment.
+          - V(present) is there, V(absent) is not. V(paused) is there, and gets no new requests until O(owner) lifts the
+            pause; requests that it has already go on, and a request for its id still reaches it.
+          - Where O(owner) is set, V(present) and V(absent) lift the pause of that owner. Otherwise they lift none.
         type: str
         choices: [present, paused, absent]
         default: present
@@ -123,43 +128,24 @@ options:
     choices: [round_robin, shuffle]
   owner:
     description:
-      - In whose name O(deployments[].state) pauses. Required when one of them is V(paused).
-        Where this is not set, V(present) lifts no pause.
+      - In whose name O(deployments[].state) pauses and lifts pauses. Required when one of them is V(paused).
+        The pauses of other owners stay as they are.
     type: str
     choices: [operator, rollout, guard]
-  paused:
+  purge_pauses:
     description:
-      - Pauses deployments, known to the gateway by then, by their ids.
-    type: dict
-    suboptions:
-      owner:
-        description:
-          - In whose name. The pauses of other owners stay as they are.
-        type: str
-        choices: [operator, rollout, guard]
-        required: true
-      ids:
-        description:
-          - All that this owner pauses. Pauses of this owner that are not named are lifted; V([]) lifts all of them.
-        type: list
-        elements: str
-      add:
-        description:
-          - What this owner pauses as well.
-        type: list
-        elements: str
-        default: []
-      remove:
-        description:
-          - What this owner pauses no longer.
-        type: list
-        elements: str
-        default: []
-      reason:
-        description:
-          - Why, for those who look.
-        type: str
-        default: ""
+      - Whether all pauses of O(owner) that O(deployments) does not name are lifted.
+    type: bool
+    default: false
+  reason:
+    description:
+      - Why O(owner) pauses, for those who look. Where this is not set, a pause keeps the reason it has.
+    type: str
+  expire_after:
+    description:
+      - Seconds after which a pause ends by itself, counted from when it began, so that a second run does not prolong
+        it; V(0) for never. Where this is not set, a pause keeps the end it has, and a new one has none.
+    type: float
   workers:
     description:
       - How many workers of the gateway must at least have applied the declaration. As many as the gateway was started
@@ -187,20 +173,28 @@ EXAMPLES = r"""
         model: smollm2
         api_base: http://mac-2:1234/v1
 
-- name: Send no new requests to one of them
+- name: Send no new requests to one of them, for two hours at most
   lmfleet.mac.litellm_deployments:
     registry: ~/.lmfleet/gateway/registry
-    paused:
-      owner: operator
-      add: [mac-2-chat-a-smollm2]
-      reason: memory upgrade
+    owner: operator
+    reason: memory upgrade
+    expire_after: 7200
+    deployments:
+      - id: mac-2-chat-a-smollm2
+        state: paused
 
-- name: Lift all pauses of the operator
+- name: Send requests to it again
   lmfleet.mac.litellm_deployments:
     registry: ~/.lmfleet/gateway/registry
-    paused:
-      owner: operator
-      ids: []
+    owner: operator
+    deployments:
+      - id: mac-2-chat-a-smollm2
+
+- name: Lift all pauses that a roll-out has left behind
+  lmfleet.mac.litellm_deployments:
+    registry: ~/.lmfleet/gateway/registry
+    owner: rollout
+    purge_pauses: true
 """
 
 RETURN = r"""
@@ -233,10 +227,12 @@ removed:
   type: list
   elements: str
 paused:
-  description: Id of each paused deployment, with the owners of its pauses.
+  description:
+    - Id of each paused deployment, with the owners of its pauses, why, since when and until when, in seconds since the
+      epoch.
   returned: success
   type: dict
-  sample: {mac-2-chat-a-smollm2: [operator]}
+  sample: {mac-2-chat-a-smollm2: {operator: {reason: memory upgrade, since: 1795382112.5, until: 1795389312.5}}}
 workers:
   description: Process ids of the workers that have applied the declaration. Empty in check mode and with O(timeout=0).
   returned: success
@@ -253,11 +249,12 @@ from ..module_utils._files import LockTimeoutError, exclusive, file_diff
 from ..module_utils._registry import (
     OWNERS,
     ROUTINGS,
-    PauseRequest,
+    Pausing,
     Registry,
     deployment_problems,
     describe,
     fleet_problems,
+    groups_without_traffic,
     paused_by,
     plan,
     rejections,
@@ -285,35 +282,22 @@ DEPLOYMENT = {
     "parallel": {"type": "int"},
 }
 
-PAUSED = {
-    "owner": {"type": "str", "choices": list(OWNERS), "required": True},
-    "ids": {"type": "list", "elements": "str"},
-    "add": {"type": "list", "elements": "str", "default": []},
-    "remove": {"type": "list", "elements": "str", "default": []},
-    "reason": {"type": "str", "default": ""},
-}
 
-
-def pause_request(params):
-    """Return what becomes of pauses, from the two ways to say it, or None.
-
-    Raises ValueError when they do not go together.
-    """
+def pausing(params):
+    """Return what becomes of pauses, or None. Raises ValueError when the options do not go together."""
     deployments = params["deployments"] or []
-    if params["paused"]:
-        if params["owner"]:
-            raise ValueError("owner is for the states of deployments; with paused, the owner stands in there")
-        asked = params["paused"]
-        if asked["ids"] is not None and (asked["add"] or asked["remove"]):
-            raise ValueError("paused.ids is all that the owner pauses; add and remove do not go with it")
-        return PauseRequest(asked["owner"], asked["ids"], asked["add"], asked["remove"], asked["reason"])
-    add = [deployment["id"] for deployment in deployments if deployment["state"] == "paused"]
+    paused = [deployment["id"] for deployment in deployments if deployment["state"] == "paused"]
     if not params["owner"]:
-        if add:
-            raise ValueError(f"{add[0]} is to be paused, but owner does not say in whose name")
+        if paused:
+            raise ValueError(f"{paused[0]} is to be paused: set owner, which says in whose name")
+        for option in ("purge_pauses", "reason", "expire_after"):
+            if params[option]:
+                raise ValueError(f"{option} is about pauses: set owner, which says in whose name")
         return None
-    remove = [deployment["id"] for deployment in deployments if deployment["state"] != "paused"]
-    return PauseRequest(params["owner"], None, add, remove, "")
+    if (params["expire_after"] or 0) < 0:
+        raise ValueError(f"expire_after must be a number of seconds, or 0, not {params['expire_after']:g}")
+    resumed = [deployment["id"] for deployment in deployments if deployment["state"] != "paused"]
+    return Pausing(params["owner"], paused, resumed, params["purge_pauses"], params["reason"], params["expire_after"])
 
 
 def wait_for_workers(registry, state, expected, timeout):
@@ -340,17 +324,21 @@ def refuse(module, problems):
         module.fail_json(msg="Nothing has been changed. " + "\n".join(problems), problems=problems)
 
 
-def apply(module, registry, pause):
+def apply(module, registry, asked):
     """Plan and write; return the plan and its diff. Fails the module when the outcome could not work."""
     params = module.params
     state = registry.read()
     wanted = None if params["deployments"] is None else wanted_entries(params["deployments"], params["purge"], state)
     after = (state.deployments or {}) if wanted is None else wanted
-    refuse(module, fleet_problems(after, params["groups"], pause))
-    planned = plan(wanted, params["routing"], pause, state, time.time())
+    refuse(module, fleet_problems(params["deployments"] or [], after, params["groups"], asked, state))
+    planned = plan(wanted, params["routing"], asked, state, time.time())
     if not module.check_mode:
         registry.write(planned.files)
-    diff = file_diff(registry.folder, describe(state), describe(planned.state))
+    for name in planned.state.broken:
+        module.warn(f"{registry.folder}/{name} is broken. Workers that run keep what they have; a new one has nothing.")
+    for group in groups_without_traffic(planned.state, time.time()):
+        module.warn(f"All deployments of the model group {group} are paused: requests for it are refused.")
+    diff = file_diff(registry.folder, describe(state), describe(planned.state, state))
     return planned, diff if planned.files else {"before": "", "after": ""}
 
 
@@ -371,7 +359,9 @@ def main():
             "groups": {"type": "list", "elements": "str", "default": []},
             "routing": {"type": "str", "choices": list(ROUTINGS)},
             "owner": {"type": "str", "choices": list(OWNERS)},
-            "paused": {"type": "dict", "options": PAUSED},
+            "purge_pauses": {"type": "bool", "default": False},
+            "reason": {"type": "str"},
+            "expire_after": {"type": "float"},
             "workers": {"type": "int"},
             "timeout": {"type": "float", "default": 30},
         },
@@ -380,12 +370,12 @@ def main():
     registry = Registry(module.params["registry"])
     refuse(module, deployment_problems(module.params["deployments"] or []))
     try:
-        pause = pause_request(module.params)
+        asked = pausing(module.params)
     except ValueError as error:
         module.fail_json(msg=str(error))
     try:
         if module.check_mode:
-            planned, diff = apply(module, registry, pause)
+            planned, diff = apply(module, registry, asked)
         elif not os.path.isdir(os.path.dirname(registry.folder)):
             module.fail_json(
                 msg=f"{os.path.dirname(registry.folder)} does not exist. Set up the gateway first (role litellm)."
@@ -393,7 +383,7 @@ def main():
         else:
             registry.prepare()
             with exclusive(registry.folder, "litellm_deployments"):
-                planned, diff = apply(module, registry, pause)
+                planned, diff = apply(module, registry, asked)
     except (LockTimeoutError, OSError) as error:
         module.fail_json(msg=f"{registry.folder}: {error}")
     result = {
@@ -404,7 +394,7 @@ def main():
         "added": planned.added,
         "updated": planned.changed,
         "removed": planned.removed,
-        "paused": paused_by(planned.state),
+        "paused": paused_by(planned.state, time.time()),
         "workers": [],
         "diff": diff,
     }

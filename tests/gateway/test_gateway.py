@@ -31,7 +31,7 @@ def gateway(start):
 def four(gateway, backends):
     """The gateway with four deployments of one group, none of them paused."""
     for owner in ("operator", "rollout", "guard"):
-        gateway.declare(paused={"owner": owner, "ids": []})
+        gateway.pause(owner)
     gateway.declare([backend.deployment() for backend in backends], routing="round_robin")
     return gateway
 
@@ -79,30 +79,30 @@ def test_no_request_is_lost_while_deployments_come_go_and_change(four, backends)
         ):
             four.declare(deployments)
             time.sleep(0.5)
-        four.declare(paused={"owner": "rollout", "ids": ["mac-a", "mac-b", "mac-c"]})
+        four.pause("rollout", "mac-a", "mac-b", "mac-c")
         time.sleep(0.5)
-        four.declare(paused={"owner": "rollout", "ids": []})
+        four.pause("rollout")
     assert len(answers) > 30
     assert [answer for answer in answers if answer[0] != 200] == []
 
 
 def test_a_paused_deployment_gets_no_new_request_but_can_be_probed(four, backends):
-    four.declare(paused={"owner": "operator", "add": ["mac-a"]})
+    four.pause("operator", "mac-a")
     asked = backends[0].asked
     assert set(four.ask_many(40)) == {"mac-b", "mac-c", "mac-d"}
     assert backends[0].asked == asked
     assert four.ask("mac-a")[:2] == (200, "mac-a")
-    four.declare(paused={"owner": "rollout", "ids": []})
+    four.pause("rollout")
     assert "mac-a" not in four.ask_many(12)
-    four.declare(paused={"owner": "operator", "remove": ["mac-a"]})
+    four.pause("operator")
     assert "mac-a" in four.ask_many(12)
 
 
 def test_all_paused_is_refused_by_an_operator_and_ignored_from_the_guard(four):
     everything = [f"mac-{name}" for name in "abcd"]
-    four.declare(paused={"owner": "guard", "ids": everything})
+    four.pause("guard", *everything)
     assert len(four.ask_many(16)) == 4
-    four.declare(paused={"owner": "operator", "ids": everything})
+    four.pause("operator", *everything)
     status, __, __, body = four.ask()
     assert status == 429
     assert "No deployments available" in body

@@ -207,6 +207,20 @@ class Gateway:
         given = {} if deployments is None else {"deployments": deployments, "purge": True}
         return module("litellm_deployments", registry=str(self.root / "registry"), **given, **arguments)
 
+    def pause(self, owner, *ids, **arguments):
+        """Have this owner pause exactly these deployments."""
+        paused = [{"id": name, "state": "paused"} for name in ids]
+        result = module(
+            "litellm_deployments",
+            registry=str(self.root / "registry"),
+            deployments=paused,
+            owner=owner,
+            purge_pauses=True,
+            **arguments,
+        )
+        assert not result.get("failed"), result["msg"]
+        return result
+
     def reports(self):
         return [json.loads(path.read_text()) for path in (self.root / "registry" / "applied").glob("*.json")]
 

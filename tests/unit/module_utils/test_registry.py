@@ -27,9 +27,9 @@ def state_with(*names, generation=4, pauses=None, routing="round_robin"):
     return registry.State(generation, routing, entries, generation, held)
 
 
-def plan(deployments, state, purge=True, routing=None, pause=None):
+def plan(deployments, state, purge=True, routing=None, asked=None):
     wanted = None if deployments is None else registry.wanted_entries(deployments, purge, state)
-    return registry.plan(wanted, routing, pause, state, NOW)
+    return registry.plan(wanted, routing, asked, state, NOW)
 
 
 def worker(**changes):
@@ -45,8 +45,8 @@ def worker(**changes):
     return registry.Worker(**{**values, **changes})
 
 
-def pause(owner="operator", ids=None, add=(), remove=()):
-    return registry.PauseRequest(owner, ids, list(add), list(remove), "why")
+def pausing(owner="operator", pause=(), resume=(), **more):
+    return registry.Pausing(owner, list(pause), list(resume), **{"reason": "why", **more})
 
 
 class TestEntry:
@@ -93,6 +93,10 @@ class TestPlan:
         gone = {"id": "b", "state": "absent"}
         assert plan([gone], state_with("a", "b"), purge=False).removed == ["b"]
 
+    def test_what_is_only_named_stays_as_it_is(self):
+        assert plan([{"id": "a"}], state_with("a", "b"), purge=False).files == {}
+        assert plan([{"id": "a"}], state_with("a", "b")).removed == ["b"]
+
     def test_no_declaration_leaves_the_deployments_alone(self):
         assert plan(None, state_with("a")).files == {}
         assert plan(None, EMPTY).files == {}
@@ -104,29 +108,61 @@ class TestPlan:
 
 
 class TestPauses:
+    def after(self, asked, *names, **pauses):
+        planned = plan(None, state_with(*names, pauses=pauses), asked=asked)
+        return planned, planned.files.get(f"paused/{asked.owner}.json", {}).get("paused")
+
     def test_exactly_these(self):
-        planned = plan(None, state_with("a", "b", "c", pauses={"operator": ["a", "b"]}), pause=pause(ids=["b", "c"]))
-        assert (planned.paused, planned.resumed) == (["c"], ["a"])
-        document = planned.files["paused/operator.json"]
-        assert document["paused"] == {"b": {"reason": "r", "since": 1.0}, "c": {"reason": "why", "since": NOW}}
+        planned, paused = self.after(pausing(pause=["b", "c"], only=True, reason=None), *"abc", operator=["a", "b"])
+        assert paused == {"b": {"reason": "r", "since": 1.0}, "c": {"reason": "", "since": NOW}}
         assert list(planned.files) == ["paused/operator.json"]
 
     def test_more_and_fewer(self):
-        planned = plan(
-            None, state_with("a", "b", "c", pauses={"rollout": ["a"]}), pause=pause("rollout", add=["b"], remove=["a"])
-        )
-        assert (planned.paused, planned.resumed) == (["b"], ["a"])
+        __, paused = self.after(pausing("rollout", pause=["b"], resume=["a"]), *"abc", rollout=["a", "c"])
+        assert sorted(paused) == ["b", "c"]
 
     def test_each_owner_has_its_own(self):
-        planned = plan(None, state_with("a", pauses={"operator": ["a"]}), pause=pause("rollout", ids=[]))
-        assert planned.files == {}
-        assert registry.paused_by(planned.state) == {"a": ["operator"]}
+        planned, paused = self.after(pausing("rollout", only=True), "a", operator=["a"])
+        assert paused is None
+        assert list(registry.paused_by(planned.state, NOW)["a"]) == ["operator"]
 
     def test_the_same_again_changes_nothing(self):
-        assert plan(None, state_with("a", pauses={"guard": ["a"]}), pause=pause("guard", add=["a"])).files == {}
+        assert self.after(pausing("guard", pause=["a"], reason="r"), "a", guard=["a"])[1] is None
+
+    def test_a_new_reason_is_told(self):
+        assert self.after(pausing(pause=["a"]), "a", operator=["a"])[1] == {"a": {"reason": "why", "since": 1.0}}
+
+    def test_an_end_counts_from_the_beginning(self):
+        planned, paused = self.after(pausing(pause=["a"], expire_after=60), "a")
+        assert paused == {"a": {"reason": "why", "since": NOW, "until": NOW + 60}}
+        again = registry.plan(None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 30)
+        assert again.files == {}
+        kept = registry.plan(None, None, pausing(pause=["a"]), planned.state, NOW + 30)
+        assert kept.files == {}
+        forever = registry.plan(None, None, pausing(pause=["a"], expire_after=0), planned.state, NOW + 30)
+        assert forever.files["paused/operator.json"]["paused"] == {"a": {"reason": "why", "since": NOW}}
+
+    def test_what_has_ended_is_none(self):
+        planned, __ = self.after(pausing(pause=["a"], expire_after=60), "a")
+        assert registry.paused_by(planned.state, NOW + 59) != {}
+        assert registry.paused_by(planned.state, NOW + 61) == {}
+        assert registry.plan(None, None, pausing(resume=["a"]), planned.state, NOW + 61).files == {}
+        again = registry.plan(None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 61)
+        assert again.files["paused/operator.json"]["paused"]["a"]["since"] == NOW + 61
+
+    def test_a_group_gets_traffic_when_one_of_its_deployments_does(self):
+        def groups(**pauses):
+            return registry.groups_without_traffic(state_with("a", "b", pauses=pauses), NOW)
+
+        assert groups(operator=["a"]) == []
+        assert groups(operator=["a"], rollout=["b"]) == ["chat"]
+        assert groups(guard=["a", "b"]) == []
 
 
 class TestProblems:
+    def problems(self, named, state, groups=(), asked=None):
+        return registry.fleet_problems(named, state.deployments, groups, asked, state)
+
     def test_an_id_twice(self):
         problems = registry.deployment_problems([deployment("a"), deployment("a"), deployment("b")])
         assert len(problems) == 1
@@ -135,20 +171,22 @@ class TestProblems:
     @pytest.mark.parametrize("key", ["model_group", "model", "api_base"])
     def test_something_missing(self, key):
         assert f"no {key}" in registry.deployment_problems([deployment("a", **{key: ""})])[0]
-        assert registry.deployment_problems([{"id": "a", "state": "absent"}]) == []
+        assert registry.deployment_problems([{"id": "a", "state": "absent"}, {"id": "b"}]) == []
 
     def test_a_group_without_a_deployment(self):
-        after = state_with("a").deployments
-        assert "model group embed has no deployment" in registry.fleet_problems(after, ["chat", "embed"], None)[0]
+        found = self.problems([], state_with("a"), ["chat", "embed"])
+        assert len(found) == 1
+        assert "model group embed has no deployment" in found[0]
 
     def test_an_id_that_is_a_group(self):
-        after = {"chat": registry.entry(deployment("chat"))}
-        assert "also the name of a model group" in registry.fleet_problems(after, [], None)[0]
+        state = state_with()._replace(deployments={"chat": registry.entry(deployment("chat"))})
+        assert "also the name of a model group" in self.problems([], state)[0]
 
-    def test_a_pause_of_the_unknown(self):
-        found = registry.fleet_problems(state_with("a").deployments, [], pause(ids=["a", "z"]))
-        assert found == ["cannot pause z: no such deployment. There are: a"]
-        assert registry.fleet_problems(state_with("a").deployments, [], pause(remove=["z"])) == []
+    def test_the_unknown(self):
+        found = self.problems([{"id": "a", "state": "paused"}, {"id": "z", "state": "present"}], state_with("a"))
+        assert len(found) == 1
+        assert found[0].startswith("there is no deployment z")
+        assert self.problems([{"id": "z", "state": "absent"}], state_with("a")) == []
 
 
 class TestWaiting:
@@ -193,7 +231,7 @@ class TestFiles:
         return there
 
     def test_what_is_written_is_read(self, files):
-        planned = plan([deployment("a")], EMPTY, pause=pause(ids=["a"]))
+        planned = plan([deployment("a")], EMPTY, asked=pausing(pause=["a"]))
         files.write(planned.files)
         assert files.read() == planned.state
 
@@ -219,7 +257,7 @@ class TestFiles:
         with open(os.path.join(files.folder, "deployments.json"), "w") as stream:
             stream.write(text)
         state = files.read()
-        assert state.deployments is None
+        assert (state.deployments, state.broken) == (None, ("deployments.json",))
         assert plan([deployment("a")], state).files["deployments.json"]["generation"] == 10
 
     def test_a_file_of_former_times_gets_a_generation_that_no_worker_knows(self, files):
@@ -238,7 +276,7 @@ class TestFiles:
 
 
 def test_a_diff_shows_no_token_and_no_generation():
-    shown = registry.describe(plan([deployment("a", api_key="geheim")], EMPTY, pause=pause(ids=["a"])).state)
+    shown = registry.describe(plan([deployment("a", api_key="geheim")], EMPTY, asked=pausing(pause=["a"])).state)
     assert "geheim" not in shown
     assert "generation" not in shown
     assert '"operator"' in shown

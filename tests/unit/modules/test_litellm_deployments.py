@@ -29,7 +29,10 @@ class Worker:
             report = {"format": 1, "pid": os.getpid(), "at": time.time(), "workers": 1, "error": None}
             report.update(generation=None, paused_generations={}, rejected=self.rejected)
             for path in [*self.folder.glob("deployments.json"), *self.folder.glob("paused/*.json")]:
-                generation = json.loads(path.read_text())["generation"]
+                try:
+                    generation = json.loads(path.read_text())["generation"]
+                except ValueError:
+                    continue
                 if path.name == "deployments.json":
                     report["generation"] = generation
                 else:
@@ -87,25 +90,57 @@ def test_create_repeat_update_remove(run):
     assert (removed["removed"], removed["deployments"], removed["generation"]) == (["b"], ["a"], 3)
 
 
+def paused(*ids):
+    return [{"id": name, "state": "paused"} for name in ids]
+
+
+def owners(result):
+    return {name: list(pauses) for name, pauses in result["paused"].items()}
+
+
 @pytest.mark.usefixtures("worker")
 def test_pauses_have_owners(run):
     run(deployments=[A, B])
-    assert run(paused={"owner": "operator", "add": ["a"], "reason": "disk"})["paused"] == {"a": ["operator"]}
-    assert run(paused={"owner": "rollout", "ids": ["a", "b"]})["paused"] == {
-        "a": ["operator", "rollout"],
-        "b": ["rollout"],
-    }
-    assert run(paused={"owner": "rollout", "ids": ["a", "b"]})["changed"] is False
-    assert run(paused={"owner": "rollout", "ids": []})["paused"] == {"a": ["operator"]}
-    assert run(paused={"owner": "operator", "remove": ["a"]})["paused"] == {}
+    result = run(deployments=paused("a"), owner="operator", reason="disk", expire_after=60)
+    pause = result["paused"]["a"]["operator"]
+    assert pause["reason"] == "disk"
+    assert pause["until"] - pause["since"] == 60
+    both = {"deployments": paused("a", "b"), "owner": "rollout", "purge_pauses": True}
+    assert owners(run(**both)) == {"a": ["operator", "rollout"], "b": ["rollout"]}
+    assert run(**both)["changed"] is False
+    assert owners(run(owner="rollout", purge_pauses=True)) == {"a": ["operator"]}
+    assert owners(run(deployments=[{"id": "a"}], owner="operator")) == {}
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_group_that_is_wholly_paused_is_told(run):
+    run(deployments=[A, B])
+    run(deployments=paused("a"), owner="operator")
+    assert "All deployments of the model group chat are paused" in str(
+        run(deployments=paused("b"), owner="rollout")["warnings"]
+    )
+
+
+@pytest.mark.usefixtures("worker")
+def test_broken_pauses_are_not_lifted_by_accident(run, folder):
+    run(deployments=[A, B])
+    run(deployments=paused("a"), owner="operator")
+    (folder / "paused" / "operator.json").write_text("{")
+    assert "paused/operator.json is broken" in str(run(deployments=paused("b"), owner="rollout")["warnings"])
+    refused = run(deployments=paused("b"), owner="operator")
+    assert refused["failed"]
+    assert "so what operator pauses is not known" in refused["msg"]
+    mended = run(deployments=paused("b"), owner="operator", purge_pauses=True)
+    assert owners(mended) == {"b": ["operator", "rollout"]}
+    assert not mended.get("failed")
 
 
 @pytest.mark.usefixtures("worker")
 def test_states_pause_for_the_owner(run):
-    assert run(deployments=[{**A, "state": "paused"}, B], owner="operator")["paused"] == {"a": ["operator"]}
-    assert run(deployments=[A, B])["paused"] == {"a": ["operator"]}
-    assert run(deployments=[A, B], owner="rollout")["paused"] == {"a": ["operator"]}
-    assert run(deployments=[A, B], owner="operator")["paused"] == {}
+    assert owners(run(deployments=[{**A, "state": "paused"}, B], owner="operator")) == {"a": ["operator"]}
+    assert owners(run(deployments=[A, B])) == {"a": ["operator"]}
+    assert owners(run(deployments=[A, B], owner="rollout")) == {"a": ["operator"]}
+    assert owners(run(deployments=[A, B], owner="operator")) == {}
     assert run(deployments=[{"id": "b", "state": "absent"}])["deployments"] == ["a"]
 
 
@@ -113,13 +148,16 @@ def test_states_pause_for_the_owner(run):
     ("arguments", "message"),
     [
         ({"deployments": [A, A]}, "the deployment id a is used 2 times"),
-        ({"deployments": [{"id": "a"}]}, "has no model_group"),
+        ({"deployments": [{"id": "a", "model": "m"}]}, "has no model_group"),
+        ({"deployments": [{"id": "a"}]}, "there is no deployment a: give it a model_group"),
+        ({"deployments": [{**A, "api_base": "mac:1234"}]}, "which is no http or https address"),
+        ({"deployments": [{**A, "weight": -1}]}, "weight -1, which must be at least 0"),
         ({"deployments": [A], "groups": ["embed"]}, "model group embed has no deployment"),
         ({"deployments": [{**A, "id": "chat"}]}, "also the name of a model group"),
-        ({"deployments": [A], "paused": {"owner": "guard", "add": ["z"]}}, "cannot pause z"),
-        ({"deployments": [{**A, "state": "paused"}]}, "owner does not say in whose name"),
-        ({"deployments": [A], "owner": "guard", "paused": {"owner": "guard", "ids": []}}, "the owner stands in there"),
-        ({"deployments": [A], "paused": {"owner": "guard", "ids": [], "add": ["a"]}}, "do not go with it"),
+        ({"deployments": [A, {"id": "z", "state": "paused"}], "owner": "guard"}, "there is no deployment z"),
+        ({"deployments": [{**A, "state": "paused"}]}, "a is to be paused: set owner"),
+        ({"deployments": [A], "purge_pauses": True}, "purge_pauses is about pauses: set owner"),
+        ({"deployments": [A], "owner": "operator", "expire_after": -1}, "expire_after must be"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_changes(run, folder, arguments, message):
@@ -151,13 +189,13 @@ def test_a_refused_deployment_fails_the_declaration_but_not_a_pause(run, folder)
     worker = Worker(folder, rejected={"a": "no such provider"})
     try:
         declared = run(deployments=[A])
-        paused = run(paused={"owner": "operator", "ids": ["a"]})
+        pause = run(deployments=None, owner="operator", purge_pauses=True)
     finally:
         worker.stop()
     assert declared["failed"]
     assert declared["msg"] == "the gateway refused the deployment a: no such provider"
-    assert not paused.get("failed")
-    assert declared["msg"] in str(paused["warnings"])
+    assert not pause.get("failed")
+    assert declared["msg"] in str(pause["warnings"])
 
 
 def test_a_gateway_that_is_not_there(run, tmp_path):
@@ -171,5 +209,6 @@ def test_tokens_are_in_no_output(run, folder):
     result = run(deployments=[{**A, "api_key": "geheim-1"}], _ansible_diff=True)
     again = run(deployments=[{**A, "api_key": "geheim-2"}], _ansible_diff=True)
     assert again["updated"] == ["a"]
+    assert "(hidden, another one)" in again["diff"]["after"]
     assert "geheim" not in json.dumps([result["diff"], again["diff"], result["deployments"]])
     assert "geheim-2" in (folder / "deployments.json").read_text()
