@@ -19,7 +19,9 @@ description:
   - Changes nothing.
 attributes:
   check_mode:
-    description: Whether the task can run in check mode. It does the same as otherwise.
+    description:
+      - Whether the task can run in check mode. It then asks the gateway once whether it is ready, asks no deployments
+        and does not fail. Nothing was changed, so there is nothing to wait for.
     support: full
   diff_mode:
     description: Whether the task returns a diff.
@@ -73,6 +75,10 @@ ready_after:
   description: Seconds until the gateway was ready.
   returned: when the gateway was ready
   type: float
+problem:
+  description: What was seen instead of a gateway that is ready.
+  returned: in check mode, when it was not ready
+  type: str
 deployments:
   description: The deployments that were asked, in the order given.
   returned: when the gateway was ready
@@ -177,6 +183,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    if module.check_mode:
+        params.update(timeout=0, deployments=[], master_key_file=None)
     try:
         gateway = Gateway(params["url"], master_key(params))
     except ValueError as error:
@@ -184,6 +192,8 @@ def main() -> None:
     began = time.monotonic()
     deadline = began + params["timeout"]
     problem = wait_until_ready(gateway, deadline)
+    if problem and module.check_mode:
+        module.exit_json(changed=False, problem=problem)
     if problem:
         module.fail_json(
             msg=f"The gateway at {params['url']} was not ready within {params['timeout']:g} s. Last seen: {problem}. "

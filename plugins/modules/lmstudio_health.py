@@ -18,7 +18,7 @@ description:
   - Changes nothing. It works from the Mac itself and from any machine that reaches the servers.
 attributes:
   check_mode:
-    description: Does the same.
+    description: Looks once, sends no probes and does not fail. Nothing was changed, so there is nothing to wait for.
     support: full
   diff_mode:
     description: Never changes anything, so there is nothing to show.
@@ -249,6 +249,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    if module.check_mode:
+        params.update(timeout=0, probe="none", fail=False)
     deadline = time.monotonic() + params["timeout"]
     with_probes = params["probe"] == "completion"
     with ThreadPoolExecutor(max_workers=max(1, min(32, len(params["instances"])))) as pool:

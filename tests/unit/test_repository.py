@@ -79,6 +79,33 @@ def test_variables_of_a_role_carry_its_name(role):
     assert [name for name in specification["options"] if not name.startswith(f"{role.name}_")] == []
 
 
+@pytest.mark.parametrize("tasks", sorted(REPOSITORY.glob("roles/*/tasks/*.yml")), ids=relative)
+def test_the_result_of_each_task_of_a_role_is_kept(tasks):
+    # playbooks/verify.yml runs the tasks in check mode and reads from these variables what is not as declared.
+    role = tasks.parts[-3]
+    unkept = [
+        task["name"]
+        for task in tasks_of(yaml.safe_load(tasks.read_text()))
+        if any(key.startswith("lmfleet.mac.") for key in task)
+        and not task.get("register", "").removeprefix("__").startswith(role)
+    ]
+    assert unkept == []
+
+
+@pytest.mark.parametrize("file", sorted(REPOSITORY.glob("roles/**/*.yml")), ids=relative)
+def test_what_a_role_does_in_check_mode_is_decided_by_its_modules(file):
+    # ansible_check_mode tells of --check only; playbooks/verify.yml sets check_mode for the tasks.
+    assert "ansible_check_mode" not in file.read_text()
+
+
+def tasks_of(tasks: list):
+    """Yield the tasks of a list, those in blocks included."""
+    for task in tasks:
+        yield task
+        for part in ("block", "rescue", "always"):
+            yield from tasks_of(task.get(part, []))
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
 def test_module_has_a_unit_test(module):
     assert list((REPOSITORY / "tests" / "unit").rglob(f"test_{module.stem}.py"))

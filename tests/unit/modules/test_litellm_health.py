@@ -94,6 +94,15 @@ def test_nobody_listens(run, gateway):
     assert "connection refused" in run(url="http://127.0.0.1:1")["msg"]
 
 
+def test_check_mode_asks_once_and_no_deployment(run, gateway):
+    result = run(deployments=["chat"], master_key_file="/nowhere", timeout=60, _ansible_check_mode=True)
+    assert (result["deployments"], gateway.requests) == ([], ["/health/readiness"])
+    gateway.readiness = (503, {"status": "starting"})
+    result = run(timeout=60, _ansible_check_mode=True)
+    assert not result.get("failed")
+    assert "starting" in result["problem"]
+
+
 def test_each_deployment_is_asked_by_its_mode(run, gateway, tmp_path):
     (tmp_path / "key").write_text("sk-1\n")
     result = run(deployments=["chat", "embed"], master_key_file=str(tmp_path / "key"))

@@ -111,6 +111,15 @@ def test_reasons_not_to_be_ready(run, server, setting, value, models, said):
     assert "failed" not in told and not told["instances"][0]["ready"]
 
 
+def test_check_mode_looks_once_asks_nothing_and_does_not_fail(run_module, server):
+    server.answers = {"error": "must not be asked"}
+    entry = {"name": "a", "url": server.url, "models": [{"identifier": "m"}, {"identifier": "other"}]}
+    result = run_module(lmstudio_health, {"instances": [entry], "probe": "completion", "timeout": 60}, check=True)
+    assert not result.get("failed")
+    assert (result["instances"][0]["ready"], result["instances"][0]["missing"]) == (False, ["other"])
+    assert result["instances"][0]["probes"] == []
+
+
 def test_every_instance_that_is_not_ready_is_named(run_module):
     instances = [{"name": name, "url": "http://127.0.0.1:1"} for name in ("a", "b")]
     failed = run_module(lmstudio_health, {"instances": instances, "timeout": 1})
