@@ -43,14 +43,14 @@ _SETTLE = 10.0
 
 
 class Runner(NamedTuple):
-    """The runner program: where it belongs and its text."""
+    """The runner program: where it belongs and its bytes."""
 
     path: str
-    content: str
+    content: bytes
 
     @property
     def version(self) -> str:
-        return hashlib.sha256(self.content.encode("utf-8")).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
 
 class Leftover(NamedTuple):
@@ -87,13 +87,14 @@ class InstanceHost:
     # Looking
 
     def status(self, name: str) -> tuple[dict, float]:
-        """Return status.json ({} when there is none) and its age in seconds by the clock of this Mac."""
+        """Return status.json ({} when there is none) and its age in seconds."""
         status = read_json(os.path.join(self.home(name), "status.json"))
         if not isinstance(status, dict):
             return {}, 0.0
-        updated = status.get("updated_at")
-        # A clock that was set back makes a status look like one from the future; that is no age.
-        return status, max(0.0, time.time() - updated) if isinstance(updated, (int, float)) else 0.0
+        # Both are seconds since this Mac started: the clock of a Mac may be set while a runner runs. After a restart of
+        # the Mac the status is of a process that is gone, and not believed whatever its age.
+        updated = status.get("updated_monotonic")
+        return status, max(0.0, time.monotonic() - updated) if isinstance(updated, (int, float)) else 0.0
 
     def find(self, wanted: Wanted, moved_from: str | None) -> Found:
         """Return the instance as it is now; waits a little for the first status of a job that has just started."""
@@ -107,7 +108,7 @@ class InstanceHost:
                 age,
                 actual,
                 self._models_link_right(wanted.name),
-                read_bytes(self.runner.path) == self.runner.content.encode("utf-8"),
+                read_bytes(self.runner.path) == self.runner.content,
                 moved_from,
             )
             if found.pid() is None or reports(found) or time.monotonic() >= deadline:
@@ -176,10 +177,9 @@ class InstanceHost:
     # Changing
 
     def write_runner(self) -> None:
-        content = self.runner.content.encode("utf-8")
-        if read_bytes(self.runner.path) != content:
+        if read_bytes(self.runner.path) != self.runner.content:
             make_directory(os.path.dirname(self.runner.path))
-            atomic_write(self.runner.path, content, 0o755)
+            atomic_write(self.runner.path, self.runner.content, 0o755)
 
     def make_home(self, name: str) -> None:
         """Make the home with its folders and the link to the shared models."""

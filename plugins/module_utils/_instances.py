@@ -18,6 +18,9 @@ from ._names import instance_label
 #: LM Studio tries five control ports; a sixth daemon finds none.
 MOST_INSTANCES = 5
 
+#: Parts of a declaration that the runner cannot take up while it runs; it applies all others live.
+NEEDS_NEW_START = ("name", "address", "port", "llmster", "lms")
+
 #: Seconds on top of three polls after which a runner that has not written its status counts as hung.
 STALE_RESERVE = 30.0
 
@@ -53,7 +56,11 @@ class Wanted(NamedTuple):
         """Return the declared models as a server would show them."""
         return [
             WantedModel(
-                model["identifier"], model.get("type", "llm"), model.get("context_length"), model.get("parallel")
+                model["identifier"],
+                model.get("type", "llm"),
+                model.get("context_length"),
+                model.get("parallel"),
+                model.get("load"),
             )
             for model in self.declaration["models"]
         ]
@@ -144,7 +151,7 @@ def decide(wanted: Wanted, found: Found, plist_path: str, runner_version: str) -
         rest = [action for action in service_actions if action not in ("bootout", "bootstrap")]
         return Decision("restart", why, ["bootout", *rest, "bootstrap"])
     if found.declaration != wanted.content:
-        return Decision("live", "its models changed", service_actions)
+        return Decision("live", _why_live(wanted, found), service_actions)
     if service_actions:
         return Decision("live", "owner or mode of its property list", service_actions)
     return Decision("nothing", "", [])
@@ -179,9 +186,21 @@ def _why_not_live(wanted: Wanted, found: Found) -> str:
         # Broken by hand: a runner that still holds what we want needs the file back, nothing more.
         same = found.status.get("generation") == wanted.generation
         return "" if same else "its instance.json is invalid"
-    names = sorted({*before, *wanted.declaration} - {"models"})
-    changed = [name for name in names if before.get(name) != wanted.declaration.get(name)]
+    changed = [name for name in changed_names(before, wanted.declaration) if name in NEEDS_NEW_START]
     return f"changed: {', '.join(changed)}" if changed else ""
+
+
+def changed_names(before: dict, after: dict) -> list[str]:
+    """Return the names of what differs between two declarations."""
+    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+
+
+def _why_live(wanted: Wanted, found: Found) -> str:
+    try:
+        changed = changed_names(json.loads(found.declaration or ""), wanted.declaration)
+    except (ValueError, TypeError):
+        return "its instance.json was edited"
+    return "its models changed" if changed in ([], ["models"]) else f"changed: {', '.join(changed)}"
 
 
 def reports(found: Found) -> bool:

@@ -5,22 +5,37 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ._http import Reply, request_json
 
+#: Settings that a server shows of a loaded model. The instance runner knows the same.
+READ_BACK = (
+    "context_length",
+    "eval_batch_size",
+    "flash_attention",
+    "num_experts",
+    "offload_kv_cache_to_gpu",
+    "parallel",
+)
+
 _GREETING = {"lmstudio": True}
 
 
 class WantedModel(NamedTuple):
-    """A model an instance shall serve; None for context_length or parallel: whatever it is."""
+    """A model an instance shall serve; None for context_length or parallel: whatever it is.
+
+    Of `load`, its settings by our names, those are compared that a server shows.
+    """
 
     identifier: str
     type: str = "llm"
     context_length: int | None = None
     parallel: int | None = None
+    load: dict | None = None
 
 
 class Server(NamedTuple):
@@ -81,10 +96,14 @@ def differences(wanted: list[WantedModel], server: Server) -> list[str]:
         settings = (server.loaded or {}).get(model.identifier)
         if settings is None:
             continue
-        for name in ("type", "context_length", "parallel"):
-            want, have = getattr(model, name), settings.get(name)
+        shown = {"type": model.type, **{name: (model.load or {}).get(name) for name in READ_BACK}}
+        for name in ("context_length", "parallel"):
+            if getattr(model, name) is not None:
+                shown[name] = getattr(model, name)
+        for name, want in shown.items():
+            have = settings.get(name)
             if want is not None and have is not None and want != have:
-                found.append(f"{model.identifier}: {name} is {have}, declared {want}")
+                found.append(f"{model.identifier}: {name} is {json.dumps(have)}, declared {json.dumps(want)}")
     return found
 
 

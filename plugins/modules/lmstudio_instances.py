@@ -14,8 +14,9 @@ author: ["The lmfleet contributors (@lmfleet)"]
 description:
   - Makes the instances of one Mac run as declared, each as a launchd job with a home of its own, and waits until each
     serves its models.
-  - An instance is left alone when nothing differs. When only its models differ it goes on running and loads or unloads
-    just those. Anything else restarts it.
+  - An instance is left alone when nothing differs. When its models differ it goes on running and loads or unloads just
+    those; timeouts and the like it takes up as well. Its address, its port, its programs or its property list restart
+    it. It answers the requests it has first, for as long as C(stop_timeout) in its declaration allows.
   - All instances are brought up at the same time. That they are really several servers is proven by their daemons and
     control ports.
   - In domain V(gui) run it as the login user, in domain V(system) as root.
@@ -44,9 +45,11 @@ options:
         description: Where it belongs on the Mac.
         type: path
         required: true
-      content:
-        description: Its text.
-        type: str
+      files:
+        description:
+          - The Python files it is made of, path within the program to text. C(__main__.py) is what is run.
+          - They are put into one archive that Python runs.
+        type: dict
         required: true
   domain:
     description: The launchd domain of the jobs. Jobs of the same instances in the other domain are removed.
@@ -122,8 +125,8 @@ EXAMPLES = r"""
     directory: /Users/admin/.lmfleet/instances
     models_directory: /Users/admin/.lmfleet/models
     runner:
-      path: /Users/admin/.lmfleet/instance_runner.py
-      content: "{{ lookup('ansible.builtin.file', 'instance_runner.py', rstrip=false) }}"
+      path: /Users/admin/.lmfleet/instance_runner.pyz
+      files: "{{ runner_files }}"
     domain: gui
     instances:
       - name: chat-a
@@ -135,6 +138,8 @@ EXAMPLES = r"""
         path: lmfleet/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
         content: "{{ {'load': {'fields': fields}} | to_json }}"
   vars:
+    runner_files:
+      __main__.py: "{{ lookup('ansible.builtin.file', 'runner/__main__.py') }}"
     fields:
       - {key: llm.load.contextLength, value: 4096}
 
@@ -143,8 +148,8 @@ EXAMPLES = r"""
     directory: /Users/admin/.lmfleet/instances
     models_directory: /Users/admin/.lmfleet/models
     runner:
-      path: /Users/admin/.lmfleet/instance_runner.py
-      content: "{{ lookup('ansible.builtin.file', 'instance_runner.py', rstrip=false) }}"
+      path: /Users/admin/.lmfleet/instance_runner.pyz
+      files: {__main__.py: ""}
     instances: []
 """
 
@@ -252,6 +257,7 @@ from ..module_utils._instances import (
 from ..module_utils._launchd import SYSTEM_FOLDER, Domain, Launchctl, LaunchdError, canonical, domain_for
 from ..module_utils._tuning import TuningError
 from ..module_utils._tuning_files import FILE_OPTIONS, Change, Home, plan_home, write
+from ..module_utils._zipapp import build
 
 
 class Plan(NamedTuple):
@@ -411,9 +417,19 @@ def diffs(host: InstanceHost, plan: Plan) -> list[dict]:
         ]
         entries += [file_diff(*pair) for pair in pairs if pair[1] != pair[2]]
     entries += [change.diff() for change in plan.tuning_files() if change.changed]
+    if not all(found.runner_right for found in plan.found.values()):
+        entries.append(file_diff(host.runner.path, "another version, or none\n", f"version {host.runner.version}\n"))
     for leftover in plan.departed:
         entries.append(file_diff(host.home(leftover.name), "an instance\n", None))
     return entries
+
+
+def runner_of(params: dict) -> Runner:
+    """Return the runner that shall run. Raises InstanceError."""
+    try:
+        return Runner(params["path"], build(params["files"]))
+    except ValueError as error:
+        raise InstanceError(f"runner {params['path']}: {error}") from None
 
 
 def ensure(module: AnsibleModule) -> dict:
@@ -423,7 +439,7 @@ def ensure(module: AnsibleModule) -> dict:
     wanted = [parse_wanted(entry) for entry in params["instances"]]
     check_together(wanted)
     launchctl = Launchctl(domain_for(params["domain"], user))
-    runner = Runner(params["runner"]["path"], params["runner"]["content"])
+    runner = runner_of(params["runner"])
     host = InstanceHost(params["directory"], params["models_directory"], runner, launchctl)
     if module.check_mode:
         plan = make_plan(host, wanted, params, user)
@@ -458,7 +474,7 @@ def main() -> None:
                 "required": True,
                 "options": {
                     "path": {"type": "path", "required": True},
-                    "content": {"type": "str", "required": True},
+                    "files": {"type": "dict", "required": True},
                 },
             },
             "domain": {"type": "str", "choices": ["gui", "system"], "default": "gui"},

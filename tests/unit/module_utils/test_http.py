@@ -131,6 +131,10 @@ def test_what_is_loaded_and_how_it_differs(serve):
     assert _lmstudio_http.missing(wanted, server) == ["absent"]
     # an embedding does not show parallel, so that is not judged
     assert _lmstudio_http.differences(wanted, server) == ["a: context_length is 4096, declared 8192"]
+    # nor is what no server shows
+    tuned = WantedModel("a", load={"flash_attention": True, "mmap": False})
+    shown = server._replace(loaded={"a": {"type": "llm", "flash_attention": False}})
+    assert _lmstudio_http.differences([tuned], shown) == ["a: flash_attention is false, declared true"]
 
 
 def test_a_greeting_without_a_list_is_not_ready(serve):

@@ -8,8 +8,11 @@ import plistlib
 
 import pytest
 from ansible_collections.lmfleet.mac.plugins.module_utils import _instances as instances
+from ansible_collections.lmfleet.mac.plugins.module_utils import _lmstudio_http
 from ansible_collections.lmfleet.mac.plugins.module_utils._launchd import Actual, Job, LaunchdError, canonical
 from ansible_collections.lmfleet.mac.plugins.module_utils._lmstudio_http import Server
+
+from instance_runner import declaration, plan
 
 SETTINGS = {"type": "llm", "context_length": 4096, "parallel": 2}
 MODEL = {"identifier": "m", "path": "p/n/f.gguf", "fingerprint": "1", **SETTINGS}
@@ -69,7 +72,7 @@ def test_only_models_differ():
     [
         ({"declaration": other(port=1235)}, "changed: port"),
         ({"declaration": other(port=1235, models=[])}, "changed: port"),
-        ({"declaration": other(stop_timeout=1)}, "changed: stop_timeout"),
+        ({"declaration": other(lms="/lms", stop_timeout=1)}, "changed: lms"),
         ({"declaration": None}, "its instance.json is missing"),
         ({"declaration": "{", "status": {**STATUS, "generation": "old"}}, "its instance.json is invalid"),
         ({"runner_right": False}, "the instance runner changed"),
@@ -88,7 +91,8 @@ def test_a_changed_plist_restarts_with_a_write_in_between():
 
 
 def test_small_repairs_need_no_restart():
-    assert decide(declaration="{") == ("live", "its models changed", [])
+    assert decide(declaration="{") == ("live", "its instance.json was edited", [])
+    assert decide(declaration=other(stop_timeout=1)) == ("live", "changed: stop_timeout", [])
     service = Actual(canonical(WANTED.service.plist), False, JOB)
     assert decide(service=service) == ("live", "owner or mode of its property list", ["fix_ownership"])
 
@@ -199,3 +203,8 @@ def test_instances_that_are_one_server():
     other = {**one, "instance": "b", "daemon_pid": 2}
     assert "a and b share control_port 41343" in instances.indistinct([one, other])[0]
     assert len(instances.indistinct([one, {**one, "instance": "b"}])) == 2
+
+
+def test_the_runner_and_the_module_agree():
+    assert instances.NEEDS_NEW_START == declaration.NEEDS_NEW_START
+    assert _lmstudio_http.READ_BACK == plan.READ_BACK

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import plistlib
+import threading
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -40,12 +41,17 @@ class FakeLaunchd:
         self.exits = {}
         self.on_start = lambda label, pid: None
         self._next_pid = 100
+        self._one_at_a_time = threading.Lock()  # modules ask from several threads
 
     def names(self):
         """Return the calls that change something, as "verb label"."""
         return [f"{verb} {label}" for verb, label in self.calls if verb != "print"]
 
     def answer(self, verb, target, path=None):
+        with self._one_at_a_time:
+            return self._answer(verb, target, path)
+
+    def _answer(self, verb, target, path):
         label = os.path.basename(path)[: -len(".plist")] if path else target.partition("/")[2].partition("/")[2]
         self.calls.append((verb, label))
         if self.no_domain:

@@ -12,7 +12,7 @@ import socket
 import time
 
 import pytest
-from ansible_collections.lmfleet.mac.plugins.module_utils import _instance_host
+from ansible_collections.lmfleet.mac.plugins.module_utils import _instance_host, _zipapp
 from ansible_collections.lmfleet.mac.plugins.module_utils._launchd import Domain
 from ansible_collections.lmfleet.mac.plugins.module_utils._lmstudio_http import Server
 from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_instances
@@ -32,6 +32,10 @@ class Mac:
         self.served = None
         self.runner = "# runner 1\n"
 
+    def archive(self):
+        """Return the runner as the module shall put it on the Mac."""
+        return _zipapp.build({"__main__.py": self.runner})
+
     def home(self, name):
         return self.root / "instances" / name
 
@@ -46,7 +50,7 @@ class Mac:
         status = {
             "instance": name,
             "pid": pid,
-            "runner": hashlib.sha256(self.runner.encode()).hexdigest(),
+            "runner": hashlib.sha256(self.archive()).hexdigest(),
             "daemon_pid": pid + 1000,
             "control_port": 40000 + pid,
             "address": declaration["address"],
@@ -54,7 +58,7 @@ class Mac:
             "generation": hashlib.sha256(content).hexdigest(),
             "state": "ready",
             "error": None,
-            "updated_at": time.time(),
+            "updated_monotonic": time.monotonic(),
             "models": declaration["models"],
             "unmanaged": [],
         }
@@ -64,7 +68,7 @@ class Mac:
         if self.served is not None:
             return self.served
         for home in (self.root / "instances").iterdir():
-            if home.is_dir():
+            if (home / "instance.json").is_file():  # others may just be made
                 declaration = json.loads((home / "instance.json").read_text())
                 if url.endswith(f":{declaration['port']}"):
                     return Server(True, {model["identifier"]: {} for model in declaration["models"]}, "loaded")
@@ -83,7 +87,7 @@ class Mac:
         given = {
             "directory": str(self.root / "instances"),
             "models_directory": str(self.root / "models"),
-            "runner": {"path": str(self.root / "runner.py"), "content": self.runner},
+            "runner": {"path": str(self.root / "runner.pyz"), "files": {"__main__.py": self.runner}},
             "instances": list(instances),
             "timeout": 2,
         }
@@ -118,7 +122,7 @@ def test_check_then_start_then_nothing(mac, tmp_path):
     one = made["instances"][0]
     assert one["ready"] and one["pid"] and one["daemon_pid"] == one["pid"] + 1000 and one["port"] == 18111
     assert os.readlink(mac.home("chat-a") / ".lmstudio" / "models") == str(tmp_path / "models")
-    assert (tmp_path / "runner.py").read_text() == mac.runner and (mac.home("chat-a") / "logs").is_dir()
+    assert (tmp_path / "runner.pyz").read_bytes() == mac.archive() and (mac.home("chat-a") / "logs").is_dir()
 
     mac.launchd.calls.clear()
     for check in (False, True):
@@ -166,13 +170,13 @@ def test_a_new_runner_restarts(mac, tmp_path):
     mac.runner = "# runner 2\n"
     assert mac.run(mac.instance(), check=True)["instances"][0]["why"] == "the instance runner changed"
     assert mac.actions(mac.run(mac.instance())) == {"chat-a": "restart"}
-    assert (tmp_path / "runner.py").read_text() == mac.runner and not mac.run(mac.instance())["changed"]
+    assert (tmp_path / "runner.pyz").read_bytes() == mac.archive() and not mac.run(mac.instance())["changed"]
 
 
 def test_a_run_killed_after_writing_the_runner_still_restarts(mac, tmp_path):
     mac.run(mac.instance())
     mac.runner = "# runner 2\n"
-    (tmp_path / "runner.py").write_text(mac.runner)
+    (tmp_path / "runner.pyz").write_bytes(mac.archive())
     assert mac.actions(mac.run(mac.instance())) == {"chat-a": "restart"}
 
 

@@ -14,8 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.lmfleet.mac.plugins.module_utils import _zipapp
 
-RUNNER = Path(__file__).resolve().parents[3] / "roles" / "lmstudio_instances" / "files" / "instance_runner.py"
+FOLDER = Path(__file__).resolve().parents[3] / "roles" / "lmstudio_instances" / "files" / "runner"
+
+
+def runner_files():
+    """Return the files of the runner as its archive has them."""
+    return {str(path.relative_to(FOLDER)): path.read_text() for path in FOLDER.rglob("*.py")}
+
 
 # fake.json: {"server": [address, port], "loaded": {identifier: entry}, and the knobs of a test}
 COMMON = """#!{python} -IS
@@ -46,7 +53,8 @@ if state.get("stubborn"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-open(INFO + ".tmp", "w").write(json.dumps({"host": "127.0.0.1", "pid": os.getpid(), "port": 41343}))
+pid = state.get("hands_over") or os.getpid()
+open(INFO + ".tmp", "w").write(json.dumps({"host": "127.0.0.1", "pid": pid, "port": 41343}))
 os.rename(INFO + ".tmp", INFO)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -57,7 +65,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/lmstudio-greeting":
             body = {"lmstudio": True}
         if self.path == "/api/v1/models":
-            body = {"models": [{"loaded_instances": [{"id": name} for name in now["loaded"]]}]}
+            shown = [
+                {"id": name, "config": {"context_length": entry.get("contextLength"), **now.get("config", {})}}
+                for name, entry in now["loaded"].items()
+            ]
+            body = {"models": [{"loaded_instances": shown}]}
         data = json.dumps(body).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -80,6 +92,9 @@ if state.get("lms_hangs") == words[0]:
 if words[:2] == ["server", "start"]:
     state["server"] = [words[words.index("--bind") + 1], int(words[words.index("--port") + 1])]
     write(state)
+elif words == ["daemon", "status", "--json"]:
+    pid = state.get("lms_reaches") or json.load(open(INFO))["pid"]
+    print(json.dumps({"status": "running", "pid": pid, "isDaemon": True}))
 elif words == ["ls", "--json"]:
     print(json.dumps([
         {"path": "p/n/" + name, "modelKey": "key-of-" + name, "deviceIdentifier": None} for name in ("one", "two")
@@ -92,6 +107,11 @@ elif words[0] == "unload":
 elif words[0] == "load":
     def option(name):
         return words[words.index(name) + 1] if name in words else None
+    if state.get("slow_load"):  # ends in the daemon whether or not lms waits for it
+        if os.fork() == 0:
+            time.sleep(state["slow_load"])
+        else:
+            time.sleep(60)
     if state.get("refuse") == option("--identifier"):
         sys.stderr.write("\\x1b[31mnot enough memory\\x1b[0m\\n")
         sys.exit(0)
@@ -101,8 +121,8 @@ elif words[0] == "load":
     while identifier in state["loaded"]:
         identifier += ":2"
     state["loaded"][identifier] = {
-        "identifier": identifier, "path": "p/n/" + words[1][len("key-of-"):], "modelKey": words[1], "ttlMs": None,
-        "status": "idle", "queued": 0, "contextLength": int(option("--context-length") or 2048),
+        "identifier": identifier, "path": "p/n/" + words[1][len("key-of-"):], "modelKey": words[1],
+        "ttlMs": state.get("ttl"), "status": "idle", "queued": 0, "contextLength": int(option("--context-length") or 2048),
         "parallel": state.get("gives_parallel") or int(option("--parallel") or 4),
     }
     write(state)
@@ -160,14 +180,15 @@ class Instance:
         """Start the runner; `constants` are module constants of it to change, such as LMS_TIMEOUT=0.5."""
         if not (self.home / "instance.json").exists():
             self.declare()
-        program = RUNNER
-        if constants:
-            text = RUNNER.read_text()
-            for name, value in constants.items():
-                text, count = re.subn(rf"(?m)^{name} = [0-9.]+", f"{name} = {value}", text)
-                assert count == 1, name
-            program = self.home / "runner.py"
-            program.write_text(text)
+        files = runner_files()
+        for name, value in constants.items():
+            changed = {
+                file: re.sub(rf"(?m)^{name} = [0-9.]+", f"{name} = {value}", text) for file, text in files.items()
+            }
+            assert sum(changed[file] != files[file] for file in files) == 1, name
+            files = changed
+        program = self.program = self.home / "instance_runner.pyz"
+        program.write_bytes(_zipapp.build(files))
         with open(self.home / "log", "a") as log:
             self.process = subprocess.Popen([sys.executable, str(program), str(self.home)], stdout=log, stderr=log)
         return self
@@ -217,6 +238,14 @@ def alive(pid):
 @pytest.fixture
 def is_alive():
     return alive
+
+
+@pytest.fixture
+def program(tmp_path):
+    """The runner as it is put on a Mac."""
+    file = tmp_path / "instance_runner.pyz"
+    file.write_bytes(_zipapp.build(runner_files()))
+    return file
 
 
 @pytest.fixture

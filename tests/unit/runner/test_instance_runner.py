@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -12,22 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[3] / "roles" / "lmstudio_instances" / "files" / "instance_runner.py"
-_spec = importlib.util.spec_from_file_location("instance_runner", FILE)
-runner = importlib.util.module_from_spec(_spec)
-sys.modules["instance_runner"] = runner
-_spec.loader.exec_module(runner)
-
+from instance_runner import plan as runner
+from instance_runner.declaration import parse_declaration
+from instance_runner.errors import DeclarationError
 
 # -- Decisions -----------------------------------------------------------------------------------------------------
 
 
 def model(identifier="m", fingerprint="1", path="p/n/f"):
-    return runner.Model(identifier, path, "llm", 4096, 2, None, fingerprint)
+    return runner.Model(identifier, path, "llm", 4096, 2, None, fingerprint, {})
 
 
 def shown(identifier="m", **changes):
@@ -35,7 +30,7 @@ def shown(identifier="m", **changes):
 
 
 def known(fingerprint="1", **changes):
-    return runner.Known(fingerprint, runner.settings_of(shown(**changes)))
+    return runner.Known(fingerprint, runner.settings_of(shown(**changes)), None)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +87,11 @@ def valid(**changes):
 
 def test_a_declaration():
     content = json.dumps(valid()).encode()
-    declaration = runner.parse_declaration(content)
+    declaration = parse_declaration(content)
     assert declaration.models[0].parallel is None and declaration.generation == hashlib.sha256(content).hexdigest()
-    other = runner.parse_declaration(json.dumps(valid(models=[])).encode())
+    other = parse_declaration(json.dumps(valid(models=[])).encode())
     assert not declaration.needs_new_start(other)
-    assert declaration.needs_new_start(runner.parse_declaration(json.dumps(valid(port=2)).encode()))
+    assert declaration.needs_new_start(parse_declaration(json.dumps(valid(port=2)).encode()))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +108,8 @@ def test_a_declaration():
     ],
 )
 def test_invalid_declarations(changes, said):
-    with pytest.raises(runner.DeclarationError) as error:
-        runner.parse_declaration(json.dumps(valid(**changes)).encode())
+    with pytest.raises(DeclarationError) as error:
+        parse_declaration(json.dumps(valid(**changes)).encode())
     assert said in str(error.value)
 
 
@@ -127,7 +122,7 @@ def test_start_load_stop(instance, is_alive):
     status = instance.start().ready()
     content = (instance.home / "instance.json").read_bytes()
     assert status["generation"] == hashlib.sha256(content).hexdigest()
-    assert status["runner"] == hashlib.sha256(FILE.read_bytes()).hexdigest()
+    assert status["runner"] == hashlib.sha256(instance.program.read_bytes()).hexdigest()
     assert (status["control_port"], status["port"], status["error"]) == (41343, instance.port, None)
     assert status["models"][0] == {
         "identifier": "m",
@@ -138,6 +133,7 @@ def test_start_load_stop(instance, is_alive):
         "parallel": 2,
         "context_length": 4096,
         "ttl_ms": None,
+        "config": {"context_length": 4096},
         "fingerprint": "1",
         "error": None,
         "attempts": 0,
@@ -196,6 +192,8 @@ def test_a_stranger_under_our_name_is_replaced(instance):
     )
     instance.until(lambda _status: instance.fake()["loaded"].get("m", {}).get("path") == "p/n/one")
     assert "x" in instance.fake()["loaded"]
+    drift = instance.until(lambda status: status["drift"] and status["state"] == "ready")["drift"]
+    assert drift == ["x (None) is loaded and not declared"]
 
 
 def test_a_refused_model_does_not_stop_the_others_and_is_tried_again(instance):
@@ -222,6 +220,47 @@ def test_other_settings_than_asked_for_are_said_not_loaded_for_ever(instance):
     assert len(instance.calls("load")) == 1
 
 
+def test_settings_that_only_the_server_shows_are_read_back(instance):
+    instance.knob(config={"flash_attention": False, "eval_batch_size": 512})
+    instance.declare(models=[instance.model("m", load={"flash_attention": True, "eval_batch_size": 512, "mmap": True})])
+    status = instance.start().until(lambda status: status["state"] == "degraded")
+    assert status["error"] == "model m: flash_attention is false, declared true"
+
+
+def test_a_model_loaded_anew_with_other_settings_is_brought_back(instance):
+    instance.start().ready()
+    instance.knob(config={"flash_attention": True})
+    instance.until(lambda status: status["state"] == "ready" and len(instance.calls("load")) == 2)
+
+
+def test_a_time_to_live_is_no_setting_of_ours(instance):
+    instance.knob(ttl=3600000)
+    status = instance.start().until(lambda status: status["state"] == "degraded")
+    assert status["error"] == "model m: ttl is 3600 s, declared none"
+
+
+def test_what_is_not_declared_is_told_and_with_purge_unloaded(instance):
+    instance.start().ready()
+    stranger = {"identifier": "x", "path": "p/n/two", "ttlMs": 3600000}
+    instance.knob(loaded={**instance.fake()["loaded"], "x": stranger})
+    status = instance.until(lambda status: status["drift"])
+    assert status["state"] == "ready" and status["unmanaged"] == ["x"]
+    assert status["drift"] == [
+        "x (p/n/two) is loaded and not declared, for 3600 s after its last use, as just-in-time loading does"
+    ]
+    instance.declare(purge=True)
+    instance.until(lambda status: not status["drift"] and status["state"] == "ready")
+    assert set(instance.fake()["loaded"]) == {"m"} and len(instance.calls("load")) == 1
+
+
+def test_a_load_that_ends_after_it_was_given_up_is_taken(instance):
+    instance.knob(slow_load=3)
+    instance.declare(load_timeout=1)
+    instance.start(RETRY_FIRST=60).until(lambda status: status["state"] == "degraded")
+    instance.ready()
+    assert "loaded m after all" in instance.log() and len(instance.calls("load")) == 1
+
+
 def test_a_load_that_takes_too_long_is_given_up(instance):
     instance.knob(load_seconds=30)
     instance.declare(load_timeout=1)
@@ -237,13 +276,52 @@ def test_the_status_stays_fresh_during_a_long_load(instance):
     instance.ready()
 
 
-def test_an_lms_that_hangs_is_said(instance):
+def test_an_lms_that_hangs_is_said_and_nothing_is_loaded_blindly(instance):
     instance.knob(lms_hangs="ps")
-    instance.start(LMS_TIMEOUT=0.5)
+    instance.start(LMS_TIMEOUT=1.0)
     status = instance.until(lambda status: status["state"] == "degraded")
     assert "lms ps does not tell what is loaded: no answer in time" in status["error"]
+    instance.until(lambda _status: len(instance.calls("ps")) >= 3)  # it goes on asking
+    assert instance.calls("load") == []
     instance.knob(lms_hangs=None)
     instance.ready()
+    assert set(instance.fake()["loaded"]) == {"m"}
+
+
+def test_running_requests_are_waited_for_before_the_daemon_ends(instance, is_alive):
+    daemon = instance.start().ready()["daemon_pid"]
+    entry = instance.fake()["loaded"]["m"]
+    instance.knob(loaded={"m": {**entry, "queued": 2, "status": "generating"}})
+    instance.declare(stop_timeout=60)
+    instance.process.send_signal(signal.SIGTERM)
+    instance.until(lambda status: status["state"] == "stopping" and "2 request(s) running" in instance.log())
+    assert instance.process.poll() is None and is_alive(daemon)
+    instance.knob(loaded={"m": entry})
+    assert instance.end() == 0 and not is_alive(daemon) and "cut off" not in instance.log()
+
+
+def test_requests_that_do_not_end_are_cut_off(instance):
+    instance.declare(stop_timeout=1)
+    instance.start().ready()
+    entry = instance.fake()["loaded"]["m"]
+    instance.knob(loaded={"m": {**entry, "queued": 1, "status": "generating"}})
+    assert instance.stop() == 0
+    assert "1 request(s) are cut off: they did not end within 1 s" in instance.log()
+
+
+@pytest.mark.parametrize(
+    ("knob", "said"),
+    [("hands_over", "is its daemon"), ("lms_reaches", "lms talks to process")],
+)
+def test_a_daemon_that_is_not_the_own_one_is_refused(instance, knob, said):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as stranger:
+        instance.knob(**{knob: stranger.pid})
+        assert instance.start().end() == 1
+        assert stranger.poll() is None
+        stranger.kill()
+    error = instance.status()["error"]
+    assert said in error and f"process {stranger.pid}" in error and "does not run two daemons side by side" in error
+    assert instance.calls("server") == [] if knob == "lms_reaches" else not (instance.home / "calls").exists()
 
 
 def test_stop_during_a_load_is_prompt(instance, is_alive):
@@ -279,8 +357,7 @@ def test_a_server_that_hangs_ends_the_runner(instance):
 
 def test_a_stubborn_daemon_is_killed(instance, is_alive):
     instance.knob(stubborn=True)
-    instance.declare(stop_timeout=1)
-    status = instance.start().ready()
+    status = instance.start(END_TIMEOUT=1.0).ready()
     assert instance.stop() == 0 and not is_alive(status["daemon_pid"])
     assert "did not stop within 1 s, killing it" in instance.log()
 
@@ -319,9 +396,12 @@ def test_the_llmster_of_another_instance_is_left_alone(instance, tmp_path):
         other.stop()
 
 
-def test_a_changed_port_asks_for_a_new_start(instance, is_alive):
+def test_another_address_asks_for_a_new_start_and_another_timeout_does_not(instance, is_alive):
     status = instance.start().ready()
     instance.declare(stop_timeout=2)
+    generation = hashlib.sha256((instance.home / "instance.json").read_bytes()).hexdigest()
+    instance.until(lambda status: status["generation"] == generation and status["state"] == "ready")
+    instance.declare(address="localhost")
     assert instance.end() == 0 and not is_alive(status["daemon_pid"])
 
 
@@ -346,22 +426,22 @@ def test_a_port_in_use_is_waited_for(instance):
     instance.ready()
 
 
-def run_once(home):
+def run_once(program, home):
     """Run the runner to its end."""
-    command = [sys.executable, str(FILE), str(home)]
+    command = [sys.executable, str(program), str(home)]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
-def test_two_runners_never_share_a_home(instance):
+def test_two_runners_never_share_a_home(instance, program):
     instance.start().ready()
-    second = run_once(instance.home)
+    second = run_once(program, instance.home)
     assert second.returncode == 1 and "another runner holds" in second.stdout
 
 
 @pytest.mark.parametrize("content", [None, b"{", json.dumps(valid(port="x")).encode()])
-def test_an_invalid_declaration_is_exit_code_78(tmp_path, content):
+def test_an_invalid_declaration_is_exit_code_78(tmp_path, program, content):
     if content is not None:
         (tmp_path / "instance.json").write_bytes(content)
-    result = run_once(tmp_path)
+    result = run_once(program, tmp_path)
     assert result.returncode == 78 and result.stderr.startswith(f"{tmp_path}/instance.json: ")
     assert not (tmp_path / "status.json").exists()
