@@ -122,7 +122,8 @@ elif words[0] == "load":
         identifier += ":2"
     state["loaded"][identifier] = {
         "identifier": identifier, "path": "p/n/" + words[1][len("key-of-"):], "modelKey": words[1],
-        "ttlMs": state.get("ttl"), "status": "idle", "queued": 0, "contextLength": int(option("--context-length") or 2048),
+        "ttlMs": state.get("ttl"), "status": "idle", "queued": 0,
+        "contextLength": int(option("--context-length") or 2048),
         "parallel": state.get("gives_parallel") or int(option("--parallel") or 4),
     }
     write(state)

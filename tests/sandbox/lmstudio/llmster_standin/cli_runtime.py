@@ -10,8 +10,10 @@ from llmster_standin import home, options
 from llmster_standin.cli_models import say
 from llmster_standin.client import CommandError
 
+# The first of a format is selected until another is.
 _ENGINES = (
     ("llama.cpp-mac-arm64-apple-metal-advsimd", "2.27.1", "GGUF"),
+    ("llama.cpp-mac-arm64-apple-metal-advsimd", "2.26.0", "GGUF"),
     ("mlx-llm-mac-arm64-apple-metal-advsimd", "1.9.0", "MLX"),
 )
 
@@ -22,28 +24,46 @@ def _file():
 
 def _state():
     stored = home.read_json(_file())
-    return stored if isinstance(stored, dict) else {"removed": [], "selected": [name for name, _v, _f in _ENGINES]}
+    return stored if isinstance(stored, dict) else {"removed": [], "selected": {}}
+
+
+def _full(engine):
+    return f"{engine[0]}@{engine[1]}"
 
 
 def _installed():
     removed = _state()["removed"]
-    return [engine for engine in _ENGINES if engine[0] not in removed]
+    return [engine for engine in _ENGINES if _full(engine) not in removed]
 
 
-def _named(alias):
-    bare = alias.split("@")[0]
-    found = [engine for engine in _installed() if engine[0] == bare or engine[0].startswith(bare + "-")]
-    if len(found) != 1:
-        raise CommandError(f'{len(found)} installed runtimes match "{alias}".')
+def _selected():
+    """Return {format: name@version}."""
+    first = {}
+    for engine in _installed():
+        first.setdefault(engine[2], _full(engine))
+    chosen = {form: full for form, full in _state()["selected"].items() if full not in _state()["removed"]}
+    return {**first, **chosen}
+
+
+def _named(words, latest=False):
+    """Return the one installed engine of NAME or NAME@VERSION, both exact. Raises CommandError."""
+    found = [engine for engine in _installed() if words in (engine[0], _full(engine))]
+    if latest and "@" in words:
+        raise CommandError("Cannot specify a version with --latest.")
+    if not found:
+        raise CommandError(f'No installed runtime matches "{words}".')
+    if len(found) > 1 and not latest:
+        names = ", ".join(map(_full, found))
+        raise CommandError(f'Multiple installed runtimes match "{words}": {names}.')
     return found[0]
 
 
 def ls(arguments):
     """lms runtime ls"""
     options.parse(arguments, {})
-    selected = _state()["selected"]
+    selected = _selected().values()
     rows = [("LLM ENGINE", "SELECTED", "MODEL FORMAT")]
-    rows += [(f"{name}@{version}", "✓" if name in selected else "", form) for name, version, form in _installed()]
+    rows += [(_full(engine), "✓" if _full(engine) in selected else "", engine[2]) for engine in _installed()]
     for engine, mark, format_ in rows:
         sys.stdout.write(f"{engine:<50} {mark:<8} {format_}\n")
     return 0
@@ -58,24 +78,23 @@ def get(arguments):
 
 def select(arguments):
     """lms runtime select"""
-    words, _values = options.parse(arguments, {"--latest": None}, positional=1, required=1)
-    name, version, format_ = _named(words[0])
+    words, values = options.parse(arguments, {"--latest": None}, positional=1, required=1)
+    engine = _named(words[0], "--latest" in values)
     state = _state()
-    same_format = [engine[0] for engine in _ENGINES if engine[2] == format_]
-    state["selected"] = [other for other in state["selected"] if other not in same_format] + [name]
+    state["selected"][engine[2]] = _full(engine)
     home.write_json(_file(), state)
-    say(f"Selected {name}@{version}")
+    say(f"Selected {_full(engine)} for {engine[2]}")
     return 0
 
 
 def remove(arguments):
     """lms runtime remove"""
     words, _values = options.parse(arguments, {"--yes": None}, {"-y": "--yes"}, positional=1, required=1)
-    name, version, _format = _named(words[0])
+    engine = _named(words[0])
     state = _state()
-    state["removed"].append(name)
+    state["removed"].append(_full(engine))
     home.write_json(_file(), state)
-    say(f"Removed {name}@{version}")
+    say(f"Removed {_full(engine)}")
     return 0
 
 

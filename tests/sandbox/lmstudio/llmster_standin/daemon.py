@@ -11,7 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from llmster_standin import home, knobs
+from llmster_standin import client, home, knobs
 from llmster_standin.manager import Manager
 from llmster_standin.serving import Listener, PortTakenError
 
@@ -31,10 +31,17 @@ class App:
 
     @staticmethod
     def log(text):
-        """Write one line to stderr."""
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        sys.stderr.write(f"{now} [llmster] {text}\n")
+        """Write one line to stderr, and to the log file of the day."""
+        line = "{} [llmster] {}\n".format(time.strftime("%Y-%m-%d %H:%M:%S"), text)
+        sys.stderr.write(line)
         sys.stderr.flush()
+        path = os.path.join(home.lmstudio_home(), "server-logs", time.strftime("%Y-%m/%Y-%m-%d.1.log"))
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError:
+            pass
 
     @contextmanager
     def listening(self, send):
@@ -95,6 +102,22 @@ class App:
         self.manager.close()
         return 0
 
+    def hand_over(self):
+        """Publish the first daemon found as this home's own and idle until asked to stop; return False without one.
+
+        What a vendor might do that wants one daemon per user: two homes then share one set of models and one server.
+        """
+        for port in home.CONTROL_PORTS:
+            try:
+                pid = client.Client(("127.0.0.1", port)).call("daemonInfo")["pid"]
+            except (OSError, client.CommandError):
+                continue
+            self.log(f"another llmster (process {pid}) is running; using it")
+            home.write_json(home.internal("http-server.json"), {"host": "127.0.0.1", "pid": pid, "port": port})
+            signal.sigwait({signal.SIGTERM, signal.SIGINT})
+            return True
+        return False
+
     def _open_control_port(self):
         for port in home.CONTROL_PORTS:
             try:
@@ -119,4 +142,10 @@ def main(version):
     except OSError:
         sys.stderr.write("llmster is already running for this LM Studio home\n")
         return 1
-    return App(version).run()
+    app = App(version)
+    if knobs.get("share"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        if app.hand_over():
+            return 0
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    return app.run()

@@ -793,3 +793,36 @@ def _cpu_ticks(pid):
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
+
+
+# -- runtimes, logs, a daemon that shares ------------------------------------------------------------------------
+
+
+def test_a_runtime_is_named_exactly_and_by_its_version_when_there_are_several(instance):
+    instance.start()
+    name = "llama.cpp-mac-arm64-apple-metal-advsimd"
+
+    def selected():
+        return [line.split()[0] for line in instance.lms("runtime", "ls").stdout.splitlines()[1:] if "✓" in line]
+
+    assert f"{name}@2.27.1" in selected()
+    for words in (("llama.cpp",), (name,), (f"{name}@9.9.9",), (f"{name}@2.26.0", "--latest")):
+        assert instance.lms("runtime", "select", *words).returncode == 1
+    assert instance.lms("runtime", "select", f"{name}@2.26.0").returncode == 0
+    assert f"{name}@2.26.0" in selected() and f"{name}@2.27.1" not in selected()
+    assert instance.lms("runtime", "remove", f"{name}@2.26.0", "-y").returncode == 0
+    assert f"{name}@2.27.1" in selected()
+
+
+def test_the_daemon_keeps_a_log_of_the_day(instance):
+    instance.start()
+    (log,) = (instance.lmstudio / "server-logs").rglob("*.log")
+    assert "ready, control port" in log.read_text()
+
+
+def test_a_sharing_daemon_publishes_the_one_it_found(make_instance):
+    first, second = make_instance("first").start(), make_instance("second")
+    second.knobs(share=True)
+    second.process = second.popen()
+    assert wait_for(second.published)["pid"] == first.process.pid
+    assert second.json("daemon", "status")["pid"] == first.process.pid
