@@ -42,6 +42,8 @@ class ActionModule(ActionBase):
             result.update(failed=True, problems=lines, msg=_message(lines))
             return result
         lock_timeout = max(host.variables["lmfleet_lock_timeout"] for host in hosts.values())
+        if plan.warnings:
+            result["warnings"] = plan.warnings
         result.update(
             changed=False,
             hosts=plan.hosts,

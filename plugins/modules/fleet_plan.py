@@ -18,6 +18,7 @@ description:
   - The options listed here are inventory variables. The task itself takes none.
   - Variables that start with C(lmfleet_) or with the name of a role of this collection, and that nothing here knows,
     are reported as well, with the name that was probably meant.
+  - What works but is probably not as meant is told as a warning.
   - The whole inventory is planned also when a run is narrowed with C(--limit),
     so that a deployment keeps its id and gateways keep their routes.
 attributes:
@@ -84,66 +85,106 @@ options:
             suboptions:
               context_length:
                 description:
-                  - Context in tokens.
+                  - Context in tokens, at least 1.
                     With O(lmfleet_models.NAME.load.unified_kv_cache) it is a pool that the parallel requests share.
                 type: int
               parallel:
                 description:
                   - Requests that are served at the same time, 1 to 1023. More of them queue. Not for embeddings.
                 type: int
-              gpu:
-                description:
-                  - Share of the layers on the GPU, V(max), V(off), or a number from 0 to 1.
-                type: str
-              flash_attention:
-                description:
-                  - Flash attention. Needed for O(lmfleet_models.NAME.load.v_cache_quantization).
-                type: bool
-              cpu_threads:
-                description:
-                  - Number of CPU threads, or V(performance_cores) for as many as the Mac has performance cores.
-                type: str
-              eval_batch_size:
-                description:
-                  - Tokens of a prompt that are processed at a time.
-                type: int
-              physical_batch_size:
-                description:
-                  - Tokens that are computed in one go inside a batch.
-                type: int
               unified_kv_cache:
                 description:
                   - Whether the parallel requests share one context.
                     When V(false), each has its own, at its own cost in memory.
                 type: bool
-              auto_fit:
+              gpu:
                 description:
-                  - Whether LM Studio may change settings to make the model fit.
-                type: bool
+                  - Share of the layers on the GPU, V(max), V(off), or a number from 0 to 1.
+                type: str
               offload_kv_cache_to_gpu:
                 description:
                   - Whether the KV cache is kept in GPU memory.
                 type: bool
-              k_cache_quantization:
+              flash_attention:
                 description:
-                  - Type of the K cache, such as V(f16) or V(q8_0).
-                type: str
-              v_cache_quantization:
+                  - Flash attention. Needed for O(lmfleet_models.NAME.load.v_cache_quantization). GGUF only.
+                type: bool
+              k_cache_quantization: &cache_type
                 description:
-                  - Type of the V cache, such as V(f16) or V(q8_0).
+                  - Type of the K or V half of the KV cache. V(off) is LM Studio's own, 16 bits a value. GGUF only.
                 type: str
+                choices: ["off", f32, f16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl]
+              v_cache_quantization: *cache_type
+              mlx_kv_cache_bits:
+                description:
+                  - Bits per value of the KV cache of an MLX model. V(0) leaves it as it is. MLX only.
+                type: int
+                choices: [0, 2, 3, 4, 6, 8]
+              mlx_kv_cache_group_size:
+                description:
+                  - Values that share one scale. Needs O(lmfleet_models.NAME.load.mlx_kv_cache_bits).
+                type: int
+                choices: [32, 64, 128]
+              mlx_kv_cache_quantized_start:
+                description:
+                  - Tokens at the start of a context from which on the cache is quantised.
+                    Needs O(lmfleet_models.NAME.load.mlx_kv_cache_bits).
+                type: int
+              cpu_threads:
+                description:
+                  - Number of CPU threads, or as many as the Mac has cores of a kind,
+                    V(performance_cores), V(efficiency_cores) or V(all_cores). GGUF only.
+                type: str
+              eval_batch_size:
+                description:
+                  - Tokens of a prompt that are processed at a time. GGUF only.
+                type: int
+              physical_batch_size:
+                description:
+                  - Tokens that are computed in one go inside a batch. GGUF only.
+                type: int
+              auto_fit:
+                description:
+                  - Whether LM Studio may change settings to make the model fit. GGUF only.
+                type: bool
               keep_model_in_memory:
                 description:
-                  - Whether the model may not be paged out.
+                  - Whether the model may not be paged out. GGUF only.
                 type: bool
               mmap:
                 description:
-                  - Whether the file is mapped rather than read.
+                  - Whether the file is mapped rather than read. GGUF only.
                 type: bool
               num_experts:
                 description:
                   - Experts used per token. Only for mixture-of-experts models.
                 type: int
+              draft_mtp:
+                description:
+                  - Speculative decoding with the prediction layers that some models bring along. GGUF only.
+                type: bool
+              draft_simple:
+                description:
+                  - Speculative decoding with O(lmfleet_models.NAME.load.draft_model).
+                    V(true) where that is set, unless O(lmfleet_models.NAME.load.draft_mtp) is. GGUF only.
+                type: bool
+              draft_model:
+                description:
+                  - Name of another model of O(lmfleet_models), a small one, that drafts tokens ahead.
+                    Its file is fetched along, it need not be served. GGUF only.
+                type: str
+              draft_max_tokens:
+                description:
+                  - Most tokens that are drafted at a time.
+                type: int
+              draft_min_tokens:
+                description:
+                  - Fewest tokens worth a draft.
+                type: int
+              draft_min_continue_probability:
+                description:
+                  - How likely a drafted token must be for the draft to go on, 0 to 1.
+                type: float
   lmfleet_instances:
     description:
       - The LM Studio servers of a Mac, at most five. Each has a port, a home and a launchd job of its own.
@@ -234,7 +275,8 @@ hosts:
     instances:
       description:
         - The instances with name, port, address, url,
-          and per loaded copy of a model its name, identifier, type, path, sha256, load settings and deployment id.
+          and per loaded copy of a model its name, identifier, type, path, sha256, load settings,
+          drafting model and deployment id.
       type: list
       elements: dict
     models:

@@ -12,19 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.lmfleet.mac.plugins.plugin_utils import load_settings
+
 # LM Studio's control API takes the first free of these, on loopback: five of them, so five instances.
 CONTROL_PORTS = (41343, 52993, 16141, 39414, 22931)
 MAX_INSTANCES = len(CONTROL_PORTS)
 MAX_COPIES = 16
-MAX_PARALLEL = 1023
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 HUGGINGFACE_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
-EMBEDDING_SETTINGS = {"context_length", "eval_batch_size", "gpu"}
 PUBLISHER_OF_URLS = "lmfleet"
+MOST_PLACES = 5  # named in one warning
 
 
 @dataclass
@@ -43,9 +44,10 @@ class Host:
 
 @dataclass
 class Plan:
-    """The outcome: problems, or what each host is to run and every deployment of the fleet."""
+    """The outcome: problems, or what each host is to run and every deployment of the fleet; and what may be unwise."""
 
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
     deployments: list[dict[str, Any]] = field(default_factory=list)
     gateways: list[str] = field(default_factory=list)
@@ -72,7 +74,8 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
         if name in macs:
             planned["instances"] = _instances(host, catalogue, gateways, plan.problems)
             used = {model["name"] for instance in planned["instances"] for model in instance["models"]}
-            planned["models"] = [model_file(model, catalogue[model]) for model in sorted(used)]
+            drafting = {model["draft"]["name"] for model in _loaded(planned) if model["draft"]}
+            planned["models"] = [model_file(model, catalogue[model]) for model in sorted(used | drafting)]
         planned["ports"] = _ports(host, planned["instances"])
         planned["domains"] = sorted({port["domain"] for port in planned["ports"]})
         plan.hosts[name] = planned
@@ -92,7 +95,35 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
                 f"deployment id {deployment_id} would be used {count} times ({where}). "
                 "Rename one of the instances or models."
             )
+    plan.warnings = _warnings(plan)
     return plan
+
+
+def _loaded(planned: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every loaded copy of a model on a host."""
+    return [model for instance in planned["instances"] for model in instance["models"]]
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """Return what may be unwise, each said once with all the places it holds for."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for host, planned in plan.hosts.items():
+        for instance in planned["instances"]:
+            for model in instance["models"]:
+                for doubt in load_settings.doubts(model_format(model["path"]), model["load"]):
+                    where = places.setdefault((model["name"], doubt), [])
+                    if f"{host}/{instance['name']}" not in where:
+                        where.append(f"{host}/{instance['name']}")
+    return [
+        f"model {name} on {', '.join(where[:MOST_PLACES])}"
+        f"{f' and {len(where) - MOST_PLACES} more' if len(where) > MOST_PLACES else ''}: {doubt}"
+        for (name, doubt), where in places.items()
+    ]
+
+
+def model_format(path: str) -> str | None:
+    """Return the format of a model by its file's name, None where that does not tell."""
+    return load_settings.GGUF if path.lower().endswith(".gguf") else None
 
 
 def model_file(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +141,12 @@ def model_file(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
         "url": url,
         "sha256": source["sha256"].lower(),
     }
+
+
+def _identity(name: str, model: Mapping[str, Any]) -> dict[str, str]:
+    """Return which file a model is, wherever it comes from."""
+    file = model_file(name, model)
+    return {key: file[key] for key in ("name", "path", "sha256")}
 
 
 def _file_name(url: str) -> str:
@@ -130,7 +167,7 @@ def _catalogue(hosts: Mapping[str, Host], problems: list[str]) -> dict[str, Any]
     keys = Counter(_lmstudio_key(name) for name in catalogue)
     sound = {}
     for name, model in catalogue.items():
-        found = list(_model_problems(name, model))
+        found = [*_model_problems(name, model), *_draft_problems(name, model.get("load") or {}, catalogue)]
         if keys[_lmstudio_key(name)] > 1:
             found.append(
                 "has a twin that differs only in case or by -gguf, which LM Studio cannot tell apart: rename one."
@@ -157,7 +194,12 @@ def _model_problems(name: str, model: Mapping[str, Any]):
     source = model.get("source")
     if source:
         yield from _source_problems(source)
-    yield from _load_problems(model["type"], model.get("load") or {})
+    yield from load_settings.problems(model["type"], _format(source), load_settings.merged(model.get("load")))
+
+
+def _format(source: Mapping[str, Any] | None) -> str | None:
+    place = (source or {}).get("file") or (source or {}).get("url")
+    return model_format(_file_name(place)) if place else None
 
 
 def _source_problems(source: Mapping[str, Any]):
@@ -175,29 +217,19 @@ def _source_problems(source: Mapping[str, Any]):
         yield f"source.sha256 must be 64 hexadecimal digits, not {source['sha256']!r}."
 
 
-def _load_problems(model_type: str, load: Mapping[str, Any]):
-    given = {key: value for key, value in load.items() if value is not None}
-    if model_type == "embedding" and set(given) - EMBEDDING_SETTINGS:
-        yield f"load: {', '.join(sorted(set(given) - EMBEDDING_SETTINGS))} cannot be set for a model of type embedding."
-    for key in ("context_length", "eval_batch_size", "physical_batch_size", "num_experts"):
-        if key in given and given[key] < 1:
-            yield f"load.{key} must be at least 1, not {given[key]}."
-    if "parallel" in given and not 1 <= given["parallel"] <= MAX_PARALLEL:
-        yield f"load.parallel must be from 1 to {MAX_PARALLEL}, not {given['parallel']}."
-    if "gpu" in given and given["gpu"] not in ("max", "off") and not _is_share(given["gpu"]):
-        yield f"load.gpu must be max, off or a number from 0 to 1, not {given['gpu']!r}."
-    threads = given.get("cpu_threads", "1")
-    if threads != "performance_cores" and not (threads.isdigit() and int(threads) >= 1):
-        yield f"load.cpu_threads must be a number of at least 1, or performance_cores, not {threads!r}."
-    if given.get("v_cache_quantization") and given.get("flash_attention") is not True:
-        yield "load.v_cache_quantization needs load.flash_attention: true."
-
-
-def _is_share(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 1
-    except ValueError:
-        return False
+def _draft_problems(name: str, load: Mapping[str, Any], catalogue: Mapping[str, Any]):
+    draft = load.get("draft_model")
+    if not draft:
+        return
+    if draft == name:
+        yield "load.draft_model must be another, smaller model than the one it drafts for."
+    elif draft not in catalogue:
+        yield (
+            f"load.draft_model {draft!r} is not a model of lmfleet_models. "
+            f"It has: {', '.join(sorted(catalogue)) or 'none'}."
+        )
+    elif catalogue[draft]["type"] != "llm":
+        yield f"load.draft_model {draft} is of type {catalogue[draft]['type']}. It must be an llm."
 
 
 def _instances(
@@ -271,10 +303,15 @@ def _models_of_instance(
         if not 1 <= entry["copies"] <= MAX_COPIES:
             report(f"{entry['name']}: copies must be from 1 to {MAX_COPIES}, not {entry['copies']}.")
             continue
-        overrides = {key: value for key, value in (entry["load"] or {}).items() if value is not None}
-        load = {**{key: value for key, value in (model["load"] or {}).items() if value is not None}, **overrides}
-        for problem in _load_problems(model["type"], load) if overrides else ():
+        file = model_file(entry["name"], model)
+        load = load_settings.merged(model["load"], entry["load"])
+        found = [
+            *load_settings.problems(model["type"], model_format(file["path"]), load),
+            *_draft_problems(entry["name"], load, host.variables["lmfleet_models"]),
+        ]
+        for problem in found if any(value is not None for value in (entry["load"] or {}).values()) else ():
             report(f"{entry['name']}: {problem}")
+        draft = catalogue.get(load["draft_model"]) if load.get("draft_simple") else None
         for copy in range(1, entry["copies"] + 1):
             suffix = "" if copy == 1 else f"-{copy}"
             loaded.append(
@@ -284,11 +321,9 @@ def _models_of_instance(
                     "deployment_id": f"{host.name}-{instance['name']}-{entry['name']}{suffix}",
                     "type": model["type"],
                     "load": load,
-                    **{
-                        key: value
-                        for key, value in model_file(entry["name"], model).items()
-                        if key in ("path", "sha256")
-                    },
+                    "path": file["path"],
+                    "sha256": file["sha256"],
+                    "draft": _identity(load["draft_model"], draft) if draft else None,
                 }
             )
     for identifier, count in Counter(model["identifier"] for model in loaded).items():

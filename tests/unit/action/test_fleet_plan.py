@@ -51,3 +51,13 @@ def test_all_problems_come_in_one_message(controller, inventory):
         "the group gateways is empty",
     ):
         assert words in output, output
+
+
+def test_doubts_come_as_one_warning_and_stop_nothing(controller, inventory):
+    inventory["all"]["vars"]["lmfleet_models"]["chat"]["load"] = {"draft_mtp": True, "parallel": 2}
+    run = controller(inventory, [PLAN])
+    output = run.communicate(timeout=60)[0]
+    assert run.returncode == 0, output
+    text = " ".join(output.split())
+    assert text.count("model chat on mac-1/chat-a, mac-2/chat-a: speculative decoding with load.parallel 2") == 1
+    assert "[WARNING]" in output

@@ -75,6 +75,7 @@ def test_a_sound_fleet_has_instances_models_and_deployments():
         "load": {"context_length": 4096, "parallel": 2},
         "path": "lmfleet/chat/chat.gguf",
         "sha256": SHA,
+        "draft": None,
     }
     assert [deployment["id"] for deployment in outcome.deployments] == [
         "mac-1-chat-a-chat",
@@ -160,6 +161,13 @@ MODEL_MISTAKES = {
     "a share beyond the whole": ({"source": SOURCE, "load": {"gpu": "2"}}, ["load.gpu"]),
     "no threads": ({"source": SOURCE, "load": {"cpu_threads": "0"}}, ["cpu_threads"]),
     "no context": ({"source": SOURCE, "load": {"context_length": 0}}, ["context_length must be at least 1"]),
+    "MLX settings for a GGUF file": ({"source": SOURCE, "load": {"mlx_kv_cache_bits": 8}}, ["mlx_kv_cache_bits"]),
+    "an unknown drafting model": (
+        {"source": SOURCE, "load": {"draft_model": "small"}},
+        ["load.draft_model 'small' is not a model of lmfleet_models", "chat, embed"],
+    ),
+    "a model that drafts for itself": ({"source": SOURCE, "load": {"draft_model": "bad"}}, ["another, smaller model"]),
+    "an embedding that drafts": ({"source": SOURCE, "load": {"draft_model": "embed"}}, ["of type embedding"]),
 }
 
 
@@ -251,3 +259,40 @@ def test_the_ports_of_a_host_are_listed_with_their_jobs():
             "use": "the gateway",
         },
     ]
+
+
+DRAFTED = {**MODELS, "large": {"source": SOURCE, "load": {"draft_model": "chat", "parallel": 1}}}
+
+
+def test_a_drafting_model_is_fetched_along():
+    planned = plan(host(instances=[instance(models=[{"name": "large"}])], models=DRAFTED)).hosts["mac-1"]
+    assert [model["name"] for model in planned["models"]] == ["chat", "large"]
+    assert planned["instances"][0]["models"][0]["draft"] == {
+        "name": "chat",
+        "path": "lmfleet/chat/chat.gguf",
+        "sha256": SHA,
+    }
+
+
+def test_a_drafting_model_that_is_turned_off_is_not_fetched():
+    models = [{"name": "large", "load": {"draft_simple": False}}]
+    planned = plan(host(instances=[instance(models=models)], models=DRAFTED)).hosts["mac-1"]
+    assert [model["name"] for model in planned["models"]] == ["large"]
+
+
+def test_an_override_that_cannot_work_names_host_instance_and_model():
+    models = [{"name": "chat", "load": {"draft_model": "nope"}}]
+    problem = only_problem(plan(host(instances=[instance(models=models)])))
+    assert problem.startswith("mac-1: lmfleet_instances (chat-a): chat: load.draft_model 'nope'")
+
+
+def test_a_doubt_is_told_once_with_its_places():
+    models = [{"name": "large", "copies": 2, "load": {"parallel": 4}}]
+    hosts = [host(f"mac-{n}", [instance(models=models)], DRAFTED, ansible_host=f"10.0.0.{n}") for n in range(1, 8)]
+    outcome = plan(*hosts)
+    assert outcome.problems == []
+    (warning,) = outcome.warnings
+    assert warning.startswith(
+        "model large on mac-1/chat-a, mac-2/chat-a, mac-3/chat-a, mac-4/chat-a, mac-5/chat-a and 2"
+    )
+    assert "load.parallel 4" in warning
