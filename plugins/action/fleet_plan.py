@@ -77,7 +77,8 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
         if variable in hostvars and variable not in filled
     }
     listening = _gateway(of_roles) if gateway else None
-    return fleet_plan.Host(name, variables, _plain(hostvars.get("ansible_host")), listening), problems
+    limit = of_roles.get("mac_host_gpu_memory_limit_mb")
+    return fleet_plan.Host(name, variables, _plain(hostvars.get("ansible_host")), listening, limit or None), problems
 
 
 def _evaluate(hostvars: Mapping, variable: str, option: Mapping, problems: list[tuple[str, str]]) -> Any:

@@ -34,11 +34,18 @@ class Result(NamedTuple):
         return self.err.strip() or self.out.strip() or f"exit code {self.rc}"
 
 
-def run(argv: Sequence[str], timeout: float, env: Mapping[str, str] | None = None, cwd: str | None = None) -> Result:
+def run(
+    argv: Sequence[str],
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    owner: tuple[int, int] | None = None,
+) -> Result:
     """Run `argv` for at most `timeout` seconds and return its Result; never raises for what the program does.
 
-    `env` replaces the whole environment. Output goes through files, not pipes: a grandchild that keeps a pipe open
-    would make the caller wait beyond the timeout. On a timeout the whole process group is killed.
+    `env` replaces the whole environment. `owner` is the uid and gid of another user to run as. Output goes through
+    files, not pipes: a grandchild that keeps a pipe open would make the caller wait beyond the timeout. On a timeout
+    the whole process group is killed.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
@@ -50,6 +57,7 @@ def run(argv: Sequence[str], timeout: float, env: Mapping[str, str] | None = Non
                 env=None if env is None else dict(env),
                 cwd=cwd,
                 start_new_session=True,
+                **({"user": owner[0], "group": owner[1], "extra_groups": []} if owner else {}),
             )
         except OSError as error:
             return Result(NOT_FOUND, "", f"{argv[0]}: {error.strerror or error}")

@@ -77,6 +77,35 @@ options:
             type: str
             choices: [llm, embedding]
             default: llm
+          memory:
+            description:
+              - What is known of the memory that the model takes. Goes before what is read from its file,
+                and makes it possible to check a Mac before the file is there.
+              - The KV cache is reckoned from O(lmfleet_models.NAME.memory.layers),
+                O(lmfleet_models.NAME.memory.kv_heads) and O(lmfleet_models.NAME.memory.head_dim), all three together.
+            type: dict
+            default: {}
+            suboptions:
+              weights_mb:
+                description:
+                  - Size of the weights in MiB; for most models that of the file.
+                type: int
+              layers:
+                description:
+                  - Layers that pay attention to the whole context.
+                type: int
+              kv_heads:
+                description:
+                  - Heads of keys and values in each of them.
+                type: int
+              head_dim:
+                description:
+                  - Length of one head.
+                type: int
+              runtime_mb:
+                description:
+                  - What a loaded copy takes beside weights and KV cache, in MiB. 1024 when not set.
+                type: int
           load: &load
             description:
               - How the model is loaded. What is not given stays at LM Studio's own default.
@@ -244,6 +273,18 @@ options:
       - Folder on the Macs that holds all that this collection makes.
         C(.lmfleet) in the home of the login user when it is not set.
     type: str
+  lmfleet_memory_policy:
+    description:
+      - What to do where models cannot fit into the memory of a Mac. V(refuse) stops the run before anything is changed,
+        V(warn) says so and goes on.
+    type: str
+    choices: [refuse, warn]
+    default: refuse
+  lmfleet_memory_reserve_mb:
+    description:
+      - Memory of a Mac in MiB that models must leave to macOS and other programs, whatever the GPU may use.
+    type: int
+    default: 4096
   lmfleet_lock_timeout:
     description:
       - How many seconds a run waits for another run against the same fleet to end, before it fails.
@@ -290,6 +331,11 @@ hosts:
       description: Every launchd domain that the host will use.
       type: list
       elements: str
+    memory:
+      description:
+        - C(policy), C(reserve_mb), C(gpu_limit_mb) and C(declared) as the inventory has them,
+          and C(wanted), which role P(lmfleet.mac.mac_host#role) asks the Mac for.
+      type: dict
     ports:
       description: What will be listened on, each with port, address, label and domain of the launchd job, and use.
       type: list

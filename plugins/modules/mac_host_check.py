@@ -79,6 +79,40 @@ options:
         description: The C(status.json) in which the job tells its pid and the port that it serves.
           V(~) is the home of the user. Where it agrees with launchd, nothing else has to be asked.
         type: str
+  memory:
+    description: What is wanted of this Mac's memory. Read are the heads of the model files, measured values,
+      and, where something is to change on a running instance, what LM Studio estimates.
+    type: dict
+    suboptions:
+      root:
+        description: Folder of the collection on the Mac. V(~) is the home of the user.
+        type: str
+        required: true
+      files:
+        description: Paths of the model files below C(models) in that folder.
+        type: list
+        elements: str
+        required: true
+      settings:
+        description: Names of the load settings that memory depends on.
+        type: list
+        elements: str
+        required: true
+      instances:
+        description: The instances.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          name:
+            description: Name of the instance.
+            type: str
+            required: true
+          models:
+            description: What it is to load, each with C(identifier), C(path) and C(load).
+            type: list
+            elements: dict
+            required: true
 """
 
 EXAMPLES = r"""
@@ -133,6 +167,12 @@ facts:
     user:
       description: Login user with name, uid, gid and home.
       type: dict
+    memory:
+      description:
+        - "With O(memory): C(wired_limit_mb) as the Mac is set, C(files) with size and figures by path,
+          C(measured) values, C(settled), which tells that nothing of it changes, C(estimates) of LM Studio by
+          instance and identifier, and C(problem) with the measured values."
+      type: dict
     listeners:
       description: Wanted ports that another program holds, each with port, address, use and process.
       type: list
@@ -149,7 +189,7 @@ import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import _command, _files, _launchd, _mac, _ports
+from ..module_utils import _command, _files, _launchd, _mac, _memory_facts, _ports
 
 _COMMAND_TIMEOUT = 30  # seconds
 
@@ -174,6 +214,23 @@ def main():
                     "domain": {"type": "str", "choices": ["gui", "system"], "required": True},
                     "use": {"type": "str", "required": True},
                     "status": {"type": "str"},
+                },
+            },
+            "memory": {
+                "type": "dict",
+                "options": {
+                    "root": {"type": "str", "required": True},
+                    "files": {"type": "list", "elements": "str", "required": True},
+                    "settings": {"type": "list", "elements": "str", "required": True},
+                    "instances": {
+                        "type": "list",
+                        "elements": "dict",
+                        "required": True,
+                        "options": {
+                            "name": {"type": "str", "required": True},
+                            "models": {"type": "list", "elements": "dict", "required": True},
+                        },
+                    },
                 },
             },
         },
@@ -215,6 +272,9 @@ def _facts(module):
     if uname.sysname != "Darwin":
         return facts
     facts.update(_sysctl())
+    wired_limit_mb = facts.pop("wired_limit_mb")
+    if module.params["memory"]:
+        facts["memory"] = _memory_facts.gather(module.params["memory"], user, wired_limit_mb)
     jobs = {wanted["label"]: _launchctl(wanted["domain"], user).job(wanted["label"]) for wanted in _taken(module)}
     if "gui" in module.params["domains"]:
         facts["gui_session"] = _has_gui_session(module, user, jobs)
@@ -244,6 +304,7 @@ def _sysctl():
         "memory_mb": "hw.memsize",
         "performance_cores": "hw.perflevel0.physicalcpu",
         "efficiency_cores": "hw.perflevel1.physicalcpu",
+        "wired_limit_mb": "iogpu.wired_limit_mb",
         "chip": "machdep.cpu.brand_string",
     }
     values = {}
@@ -252,7 +313,7 @@ def _sysctl():
         if separator:
             values[name.strip()] = value.strip()
     facts = {key: values.get(name, "") for key, name in names.items()}
-    for key in ("memory_mb", "performance_cores", "efficiency_cores"):
+    for key in ("memory_mb", "performance_cores", "efficiency_cores", "wired_limit_mb"):
         facts[key] = int(facts[key]) if facts[key].isdigit() else 0
     facts["memory_mb"] //= 1024 * 1024
     return facts

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.lmfleet.mac.plugins.plugin_utils import load_settings
+from ansible_collections.lmfleet.mac.plugins.plugin_utils import load_settings, memory_plan
+from ansible_collections.lmfleet.mac.plugins.plugin_utils.words import some_of
 
 # LM Studio's control API takes the first free of these, on loopback: five of them, so five instances.
 CONTROL_PORTS = (41343, 52993, 16141, 39414, 22931)
@@ -25,7 +26,6 @@ SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 HUGGINGFACE_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 PUBLISHER_OF_URLS = "lmfleet"
-MOST_PLACES = 5  # named in one warning
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Host:
     variables: dict[str, Any]
     ansible_host: str | None = None
     gateway: dict[str, Any] | None = None  # port, address, domain of the gateway on this host
+    gpu_memory_limit_mb: int | None = None  # what role mac_host is to set it to
 
     @property
     def address(self) -> str:
@@ -61,6 +62,9 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
     The plan's C(hosts) and C(deployments) can be used only when C(problems) is empty.
     """
     plan = Plan(gateways=list(gateways))
+    for name, host in hosts.items():
+        if host.variables["lmfleet_memory_reserve_mb"] < 0:
+            plan.problems.append(f"{name}: lmfleet_memory_reserve_mb must be at least 0.")
     if not macs:
         plan.problems.append("inventory: the group macs is empty. Put the Macs that are to serve models into it.")
     if not gateways:
@@ -77,6 +81,7 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
             drafting = {model["draft"]["name"] for model in _loaded(planned) if model["draft"]}
             planned["models"] = [model_file(model, catalogue[model]) for model in sorted(used | drafting)]
         planned["ports"] = _ports(host, planned["instances"])
+        planned["memory"] = _memory(host, planned, catalogue)
         planned["domains"] = sorted({port["domain"] for port in planned["ports"]})
         plan.hosts[name] = planned
     plan.deployments = [
@@ -114,16 +119,13 @@ def _warnings(plan: Plan) -> list[str]:
                     where = places.setdefault((model["name"], doubt), [])
                     if f"{host}/{instance['name']}" not in where:
                         where.append(f"{host}/{instance['name']}")
-    return [
-        f"model {name} on {', '.join(where[:MOST_PLACES])}"
-        f"{f' and {len(where) - MOST_PLACES} more' if len(where) > MOST_PLACES else ''}: {doubt}"
-        for (name, doubt), where in places.items()
-    ]
+    return [f"model {name} on {some_of(where)}: {doubt}" for (name, doubt), where in places.items()]
 
 
 def model_format(path: str) -> str | None:
     """Return the format of a model by its file's name, None where that does not tell."""
-    return load_settings.GGUF if path.lower().endswith(".gguf") else None
+    formats = {"gguf": load_settings.GGUF, "safetensors": load_settings.MLX}
+    return formats.get(path.lower().rpartition(".")[2])
 
 
 def model_file(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +197,17 @@ def _model_problems(name: str, model: Mapping[str, Any]):
     if source:
         yield from _source_problems(source)
     yield from load_settings.problems(model["type"], _format(source), load_settings.merged(model.get("load")))
+    yield from _memory_problems({key: value for key, value in (model.get("memory") or {}).items() if value is not None})
+
+
+def _memory_problems(memory: Mapping[str, int]):
+    for key, value in memory.items():
+        least = 0 if key == "runtime_mb" else 1
+        if value < least:
+            yield f"memory.{key} must be at least {least}, not {value}."
+    missing = [key for key in memory_plan.FIGURES if key not in memory]
+    if 0 < len(missing) < len(memory_plan.FIGURES):
+        yield f"memory: {', '.join(memory_plan.FIGURES)} belong together, and {' and '.join(missing)} is missing."
 
 
 def _format(source: Mapping[str, Any] | None) -> str | None:
@@ -386,13 +399,49 @@ def _ports(host: Host, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "label": f"lmfleet.instance.{instance['name']}",
             "domain": host.variables["lmfleet_launchd_domain"],
             "use": f"instance {instance['name']}",
-            "status": f"{host.variables['lmfleet_root'] or '~/.lmfleet'}/instances/{instance['name']}/status.json",
+            "status": f"{_root(host)}/instances/{instance['name']}/status.json",
         }
         for instance in instances
     ]
     if host.gateway:
         ports.append({**host.gateway, "label": "lmfleet.gateway", "use": "the gateway"})
     return ports
+
+
+def _memory(host: Host, planned: Mapping[str, Any], catalogue: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is declared of memory, and what the Mac is to be asked for, in the form that role mac_host takes."""
+    wanted = None
+    if planned["instances"]:
+        wanted = {
+            "root": _root(host),
+            "files": [model["path"] for model in planned["models"]],
+            "settings": list(memory_plan.SETTINGS_THAT_COUNT),
+            "instances": [
+                {
+                    "name": instance["name"],
+                    "models": [
+                        {
+                            "identifier": model["identifier"],
+                            "path": model["path"],
+                            "load": memory_plan.asked(model["load"]),
+                        }
+                        for model in instance["models"]
+                    ],
+                }
+                for instance in planned["instances"]
+            ],
+        }
+    return {
+        "policy": host.variables["lmfleet_memory_policy"],
+        "reserve_mb": host.variables["lmfleet_memory_reserve_mb"],
+        "gpu_limit_mb": host.gpu_memory_limit_mb,
+        "declared": {model["name"]: catalogue[model["name"]].get("memory") or {} for model in planned["models"]},
+        "wanted": wanted,
+    }
+
+
+def _root(host: Host) -> str:
+    return host.variables["lmfleet_root"] or "~/.lmfleet"
 
 
 def _deployment(host: str, instance: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,19 @@ def test_an_empty_group_of_gateways(fleet, tmp_path):
     run.said("the group gateways is empty")
 
 
+def test_models_that_cannot_fit_into_the_memory_of_a_mac(fleet, tmp_path):
+    bad = fleet.copy(tmp_path)
+    bad.variables["all"]["lmfleet_models"]["pretender"]["memory"] = {"weights_mb": 30000}
+    run = bad.play()
+    assert run.code != 0
+    run.said(
+        "Not every Mac can run what it is to. Nothing has been changed.",
+        "mac-2: at least 63072 MB of GPU memory for models, and it has 49152 MB (3/4 of 65536 MB",
+        "chat-b pretender 30000 ? 1024 31024+ weights declared, KV cache (its file is not there yet) not known",
+        "lmfleet_memory_policy: warn",
+    )
+
+
 KNOBS = {
     "an Intel Mac": ('machine="x86_64"', ["processor of type x86_64", "Apple silicon"]),
     "an old macOS": ('macos_version="13.6"', ["macOS 13.6 is older than 14.0"]),

@@ -121,6 +121,73 @@ def test_a_changed_setting_loads_that_model_anew_and_nothing_else(served, tmp_pa
     served.play().succeeded()
 
 
+EVERY_SETTING = {
+    "context_length": 3000,
+    "parallel": 3,
+    "unified_kv_cache": False,
+    "gpu": 0.5,
+    "offload_kv_cache_to_gpu": True,
+    "flash_attention": True,
+    "k_cache_quantization": "q8_0",
+    "v_cache_quantization": "q4_0",
+    "cpu_threads": "all_cores",
+    "eval_batch_size": 1024,
+    "physical_batch_size": 256,
+    "auto_fit": False,
+    "keep_model_in_memory": False,
+    "mmap": False,
+    "num_experts": 2,
+    "draft_model": "smollm2-135m-instruct",
+    "draft_max_tokens": 8,
+    "draft_min_tokens": 1,
+    "draft_min_continue_probability": 0.5,
+}
+
+
+def test_every_setting_arrives_and_loads_that_model_anew_only(served, tmp_path):
+    before = served.daemons()
+    tuned = served.copy(tmp_path)
+    tuned.variables["macs"]["lmfleet_instances"][1]["models"][0] = {"name": "pretender", "load": EVERY_SETTING}
+    run = tuned.play().succeeded()
+    run.said("model pretender on mac-2/chat-b: speculative decoding with load.parallel 3")
+    assert (run.changed["mac-2"] > 0, served.daemons()) == (True, before)
+    home = "/Users/admin/.lmfleet/instances/chat-b"
+    folder = f"{home}/.lmstudio/.internal/user-concrete-model-default-config/lmfleet/pretender"
+    fields = json.loads(served.on("mac-2", f"cat {folder}/fake-llm.gguf.json"))["load"]["fields"]
+    values = {field["key"].rpartition(".")[2]: field["value"] for field in fields}
+    assert len(values) == len(EVERY_SETTING) + 1  # draftSimple follows from draftModel
+    assert (values["cpuThreadPoolSize"], values["offloadRatio"], values["draftSimple"]) == (12, 0.5, True)
+    assert values["vCacheQuantizationType"] == {"checked": True, "value": "q4_0"}
+    assert values["draftModel"] == "lmfleet/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
+    loaded = {model["identifier"]: model for model in served.status("mac-2", "chat-b")["models"]}
+    assert (loaded["pretender"]["context_length"], loaded["pretender"]["parallel"]) == (3000, 3)
+    declared = json.loads(served.on("mac-2", f"cat {home}/instance.json"))["models"][0]["load"]
+    assert declared == {**EVERY_SETTING, "draft_simple": True, "cpu_threads": 12}
+    assert tuned.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    served.play().succeeded()
+
+
+def test_a_change_that_does_not_fit_is_refused_by_what_lm_studio_estimates(served, tmp_path):
+    files = "find /Users/admin/.lmfleet/instances -name instance.json -ls -o -name '*.gguf.json' -ls"
+    before = {host: served.on(host, files) for host in ("mac-1", "mac-2")}, served.daemons()
+    large = served.copy(tmp_path)
+    large.variables["macs"]["lmfleet_memory_reserve_mb"] = 63000
+    assert large.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    large.variables["macs"]["lmfleet_instances"][1]["models"][0] = {"name": "pretender", "load": {"parallel": 2}}
+    run = large.play()
+    assert run.code != 0
+    run.said(
+        "Nothing has been changed", "2536 MB are for models", "chat-b pretender - - -", "all estimated by LM Studio"
+    )
+    assert ({host: served.on(host, files) for host in ("mac-1", "mac-2")}, served.daemons()) == before
+    large.variables["macs"]["lmfleet_memory_policy"] = "warn"
+    run = large.play().succeeded()
+    run.said("[WARNING]", "all estimated by LM Studio")
+    assert served.status("mac-2", "chat-b")["models"][0]["parallel"] == 2
+    assert large.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    served.play().succeeded()
+
+
 def test_a_removed_instance_is_stopped_and_its_deployments_forgotten(served, tmp_path):
     smaller = served.copy(tmp_path)
     smaller.variables["macs"]["lmfleet_instances"].pop()

@@ -162,6 +162,15 @@ MODEL_MISTAKES = {
     "no threads": ({"source": SOURCE, "load": {"cpu_threads": "0"}}, ["cpu_threads"]),
     "no context": ({"source": SOURCE, "load": {"context_length": 0}}, ["context_length must be at least 1"]),
     "MLX settings for a GGUF file": ({"source": SOURCE, "load": {"mlx_kv_cache_bits": 8}}, ["mlx_kv_cache_bits"]),
+    "GGUF settings for MLX weights": (
+        {"source": {"url": "http://files/model.safetensors", "sha256": SHA}, "load": {"flash_attention": True}},
+        ["load.flash_attention", "runs on MLX"],
+    ),
+    "no weights": ({"source": SOURCE, "memory": {"weights_mb": 0}}, ["memory.weights_mb must be at least 1, not 0"]),
+    "half of what tells the KV cache": (
+        {"source": SOURCE, "memory": {"layers": 32, "head_dim": 128}},
+        ["layers, kv_heads, head_dim belong together", "kv_heads is missing"],
+    ),
     "an unknown drafting model": (
         {"source": SOURCE, "load": {"draft_model": "small"}},
         ["load.draft_model 'small' is not a model of lmfleet_models", "chat, embed"],
@@ -284,6 +293,33 @@ def test_an_override_that_cannot_work_names_host_instance_and_model():
     models = [{"name": "chat", "load": {"draft_model": "nope"}}]
     problem = only_problem(plan(host(instances=[instance(models=models)])))
     assert problem.startswith("mac-1: lmfleet_instances (chat-a): chat: load.draft_model 'nope'")
+
+
+def test_a_mac_is_asked_for_what_its_memory_depends_on():
+    models = [{"name": "large", "load": {"gpu": "0.5", "cpu_threads": "all_cores", "mmap": False}}]
+    declared = {**DRAFTED, "chat": {**MODELS["chat"], "memory": {"weights_mb": 100}}}
+    first = host(
+        instances=[instance(models=models)], models=declared, lmfleet_root="/opt/l", lmfleet_memory_policy="warn"
+    )
+    memory = plan(first).hosts["mac-1"]["memory"]
+    assert (memory["policy"], memory["reserve_mb"], memory["gpu_limit_mb"]) == ("warn", 4096, None)
+    assert memory["declared"]["chat"]["weights_mb"] == 100
+    assert memory["wanted"]["root"] == "/opt/l"
+    assert memory["wanted"]["files"] == ["lmfleet/chat/chat.gguf", "lmfleet/large/chat.gguf"]
+    (asked,) = memory["wanted"]["instances"]
+    assert asked["models"][0]["load"] == {"parallel": 1, "gpu": 0.5, "draft_model": "chat", "draft_simple": True}
+    assert set(asked["models"][0]["load"]) <= set(memory["wanted"]["settings"])
+
+
+def test_a_gateway_without_instances_is_asked_for_nothing():
+    outcome = plan(host(instances=[instance()], ansible_host="10.0.0.1"), host("front"), macs=["mac-1"])
+    assert outcome.hosts["front"]["memory"]["wanted"] is None
+
+
+def test_a_reserve_below_nothing_is_refused():
+    assert "mac-1: lmfleet_memory_reserve_mb" in only_problem(
+        plan(host(instances=[instance()], lmfleet_memory_reserve_mb=-1))
+    )
 
 
 def test_a_doubt_is_told_once_with_its_places():
