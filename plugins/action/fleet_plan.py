@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,20 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
         for variable, option in options.items()
         if variable in hostvars and variable not in filled
     }
+    problems += _archive_problems(of_roles.get("lmstudio_archive"), of_roles.get("lmstudio_checksum"))
     listening = _gateway(of_roles) if gateway else None
     limit = of_roles.get("mac_host_gpu_memory_limit_mb")
     return fleet_plan.Host(name, variables, _plain(hostvars.get("ansible_host")), listening, limit or None), problems
+
+
+def _archive_problems(archive: str | None, checksum: str | None) -> list[tuple[str, str]]:
+    """Return what is missing on this controller of an archive that would be sent to the Macs."""
+    needed = [archive, *([] if checksum else [f"{archive}.sha512"])] if archive else []
+    return [
+        ("lmstudio_archive", f"{path}: no such file on this controller.")
+        for path in needed
+        if not os.path.isabs(path) or not os.path.isfile(path)
+    ]
 
 
 def _evaluate(hostvars: Mapping, variable: str, option: Mapping, problems: list[tuple[str, str]]) -> Any:

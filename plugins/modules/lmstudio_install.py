@@ -13,7 +13,9 @@ version_added: "0.1.0"
 author: ["The lmfleet contributors (@lmfleet)"]
 description:
   - Installs LM Studio's headless daemon C(llmster) and its CLI C(lms) from the vendor's archive into a folder of their
-    own, one folder per version. Other versions, and a desktop LM Studio on the same Mac, are not touched.
+    own, one folder per version. A desktop LM Studio on the same Mac is not touched.
+  - The versions selected last are kept, so that going back to one of them needs no download. Older ones are removed,
+    unless something still runs from them.
   - The archive is verified before it is unpacked. Nothing is taken from the vendor's install script, and nothing is
     updated by itself.
   - An install that was cut off is removed and done again. An install that is complete costs no process and no network.
@@ -33,16 +35,27 @@ options:
   url:
     description: The archive as an http, https or file URL, or as an absolute path on the Mac.
     type: str
-    required: true
+  src:
+    description:
+      - The archive as a file on the controller, for Macs without a way to the internet. It is sent only to a Mac that
+        has to install it. Exactly one of O(src) and O(url) is needed.
+    type: path
   checksum:
     description:
       - V(sha512:) and either the 128 hex digits or the place of a checksum file, as a URL or an absolute path.
+      - With O(src) the checksum file is on the controller; without O(checksum) it is O(src) with C(.sha512) appended.
     type: str
-    required: true
   directory:
     description: Folder that holds one folder per version. The version's folder is the HOME of that install.
     type: path
     required: true
+  keep_versions:
+    description: How many versions stay installed, the selected one included.
+    type: int
+    default: 2
+  instances_directory:
+    description: Folder with the homes of the instances, to see which versions they run from.
+    type: path
   timeout:
     description: Seconds the download may take, and again the bootstrap.
     type: int
@@ -61,6 +74,12 @@ EXAMPLES = r"""
     checksum: sha512:https://llmster.lmstudio.ai/download/0.0.25-1-darwin-arm64.full.tar.gz.sha512
     directory: /Users/admin/.lmfleet/llmster
   register: lmstudio
+
+- name: Install LM Studio from a file on the controller
+  lmfleet.mac.lmstudio_install:
+    version: 0.0.25-1
+    src: /srv/lmstudio/0.0.25-1-darwin-arm64.full.tar.gz
+    directory: /Users/admin/.lmfleet/llmster
 """
 
 RETURN = r"""
@@ -84,6 +103,23 @@ home:
   returned: success
   type: str
   sample: /Users/admin/.lmfleet/llmster/0.0.25-1
+installed:
+  description: Whether the version had to be installed. When only another version was selected it had not.
+  returned: success
+  type: bool
+  sample: false
+versions:
+  description: The versions that are on the Mac afterwards, the latest selected first.
+  returned: success
+  type: list
+  elements: str
+  sample: [0.0.25-1, 0.0.24-2]
+removed:
+  description: Versions, and leftovers of installs that were cut off, that were removed.
+  returned: success
+  type: list
+  elements: str
+  sample: [0.0.23-1]
 """
 
 import os
@@ -97,9 +133,11 @@ from ..module_utils._download import (
     ChecksumError,
     DownloadError,
     fetch,
+    free_bytes,
     is_digest,
     local_path,
     parse_checksum,
+    size_of,
     text_of,
 )
 from ..module_utils._files import (
@@ -114,11 +152,16 @@ from ..module_utils._files import (
     remove_file,
 )
 from ..module_utils._lms import Install, call, find_install, printed_version, prints_version
+from ..module_utils._versions import HISTORY, Removal, history_after, too_many, used_homes
 
 _DIGITS = 128
 _VERSION_TIMEOUT = 60.0
 #: Written last, so a folder without it is an install that was cut off.
 _MARKER = "installed.json"
+_PART = ".part"
+#: Free space an install needs for each byte of its archive: the archive, what is in it, and bootstrap's copy of that.
+_SPACE_FACTOR = 4
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]*")
 
 
 class InstallError(Exception):
@@ -145,6 +188,24 @@ def installed(home: str, version: str, digest: str | None) -> Install | None:
     if digest is not None and marker.get("sha512") != digest:
         return None
     return find_install(home)
+
+
+def require_space(url: str, directory: str, part: str) -> None:
+    """Raise InstallError when the disk has no room for the install; an archive of unknown size passes."""
+    size = size_of(url)
+    if size is None:
+        return
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    wanted, free = _SPACE_FACTOR * size - have, free_bytes(directory)
+    if free < wanted:
+        raise InstallError(
+            f"{directory}: {_mb(free)} MB are free, and to install from an archive of {_mb(size)} MB takes about "
+            f"{_mb(wanted)} MB. Free some space and run again; nothing has been changed."
+        )
+
+
+def _mb(size: int) -> int:
+    return -(-size // 1_000_000)
 
 
 def obtain(url: str, digest: str, part: str, timeout: float) -> str:
@@ -187,10 +248,11 @@ def bootstrap(archive: str, home: str, version: str, timeout: float) -> Install:
 def do_install(params: dict, home: str, digest: str | None) -> tuple[Install, str]:
     """Install into `home`, of which nothing is left when that fails; return the install and the archive's digest."""
     version, url = params["version"], params["url"]
+    part = os.path.join(params["directory"], f".{version}{_PART}")
+    require_space(url, params["directory"], part)
     if digest is None:
         source = params["checksum"].partition(":")[2]
         digest = parse_checksum(text_of(source), os.path.basename(url), "sha512")
-    part = os.path.join(params["directory"], f".{version}.part")
     archive = obtain(url, digest, part, params["timeout"])
     if os.path.isdir(home):
         shutil.rmtree(home)
@@ -206,35 +268,104 @@ def do_install(params: dict, home: str, digest: str | None) -> tuple[Install, st
     return install, digest
 
 
+def selected_before(directory: str, on_disk: dict[str, float]) -> list[str]:
+    """Return the versions selected so far, the latest first, of those that are still there."""
+    stored = read_json(os.path.join(directory, HISTORY))
+    versions = stored.get("versions") if isinstance(stored, dict) else None
+    if isinstance(versions, list):
+        return [version for version in versions if version in on_disk]
+    return sorted(on_disk, key=lambda version: -on_disk[version])
+
+
+def look(directory: str) -> tuple[dict[str, float], list[str]]:
+    """Return the complete installs (version to when it was made) and the names of what was cut off."""
+    complete, rubbish = {}, []
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
+        path = os.path.join(directory, name)
+        if name.startswith(".") and name.endswith(_PART):
+            rubbish.append(name)
+        elif _VERSION.fullmatch(name) and os.path.isdir(path):
+            if installed(path, name, None):
+                complete[name] = os.path.getmtime(os.path.join(path, _MARKER))
+            else:
+                rubbish.append(name)
+    return complete, rubbish
+
+
+def plan_removal(params: dict, on_disk: dict[str, float], rubbish: list[str], history: list[str]) -> Removal:
+    """Return what is to be removed once the version is there; asks what runs only when there is something."""
+    directory, version = params["directory"], params["version"]
+    # A download of the version itself goes on where it was cut off, and is gone when the install is complete.
+    leftovers = [name for name in rubbish if name not in (version, f".{version}{_PART}")]
+    versions = too_many({**on_disk, version: on_disk.get(version, 0.0)}, history, params["keep_versions"])
+    candidates = [os.path.join(directory, name) for name in [*versions, *leftovers]]
+    if candidates:
+        instances = params["instances_directory"] or os.path.join(os.path.dirname(directory), "instances")
+        used = {os.path.basename(home) for home in used_homes(candidates, instances)}
+        versions = [name for name in versions if name not in used]
+        leftovers = [name for name in leftovers if name not in used]
+    return Removal(versions, leftovers)
+
+
+def remove(directory: str, removal: Removal) -> None:
+    for name in [*removal.versions, *removal.rubbish]:
+        path = os.path.join(directory, name)
+        if os.path.isdir(path):
+            # First what makes it an install: one that was half removed must never count as complete.
+            remove_file(os.path.join(path, _MARKER))
+            shutil.rmtree(path)
+        else:
+            remove_file(path)
+
+
 def ensure(module: AnsibleModule) -> dict:
-    """Return the results of the module; installs when that is needed."""
+    """Return the results of the module; installs, selects and removes when that is needed."""
     params = module.params
     version, directory = params["version"], params["directory"]
-    if not re.fullmatch(r"[0-9][0-9A-Za-z.+-]*", version):
+    if not _VERSION.fullmatch(version):
         raise InstallError(f"{version!r} is not a version of llmster, such as 0.0.25-1")
+    if params["src"]:
+        raise InstallError("src is a file on the controller: it works only in a task, through the action plugin")
+    if params["keep_versions"] < 1:
+        raise InstallError(f"keep_versions must be at least 1, not {params['keep_versions']}")
     home = os.path.join(directory, version)
     digest = expected_digest(params["checksum"], params["url"])
+    on_disk, rubbish = look(directory)
+    history = selected_before(directory, on_disk)
     install = installed(home, version, digest)
-    changed = install is None
-    before = read_json(os.path.join(home, _MARKER)) if changed else None
+    missing = install is None
+    marker = read_json(os.path.join(home, _MARKER)) if missing else None
     after = {"version": version, "sha512": digest or "as in the checksum file"}
+    selected = history_after(history, version)
+    removal = plan_removal(params, on_disk, rubbish, selected)
+    changed = missing or selected[:1] != history[:1] or bool(removal.versions or removal.rubbish)
     if changed and not module.check_mode:
         make_directory(directory)
         with exclusive(directory, "lmstudio_install", params["lock_timeout"]):
             install = installed(home, version, digest)  # another run may have done it meanwhile
             if install is None:
                 install, after["sha512"] = do_install(params, home, digest)
+            if selected != history:
+                atomic_write(os.path.join(directory, HISTORY), canonical_json({"versions": selected}))
+            remove(directory, removal)
     if install is None:
         lmstudio = os.path.join(home, ".lmstudio")
         llmster = os.path.join(lmstudio, "llmster", version, "llmster")
         install = Install(home, llmster, os.path.join(lmstudio, "bin", "lms"))
     diff = []
-    if changed:
-        shown = {key: before.get(key) for key in after} if isinstance(before, dict) else None
+    if missing:
+        shown = {key: marker.get(key) for key in after} if isinstance(marker, dict) else None
         diff = [file_diff(home, canonical_json(shown) if shown else None, canonical_json(after))]
+    kept = [name for name in selected if name not in removal.versions]
+    if kept != history:
+        lines = ["".join(f"{name}\n" for name in names) for names in (history, kept)]
+        diff.append(file_diff(f"{directory} (versions, the selected one first)", *lines))
     return {
         "changed": changed,
+        "installed": missing,
         "version": version,
+        "versions": kept,
+        "removed": [*removal.versions, *removal.rubbish],
         "home": home,
         "llmster": install.llmster,
         "lms": install.lms,
@@ -246,12 +377,18 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "version": {"type": "str", "required": True},
-            "url": {"type": "str", "required": True},
-            "checksum": {"type": "str", "required": True},
+            "url": {"type": "str"},
+            "src": {"type": "path"},
+            "checksum": {"type": "str"},
             "directory": {"type": "path", "required": True},
+            "keep_versions": {"type": "int", "default": 2},
+            "instances_directory": {"type": "path"},
             "timeout": {"type": "int", "default": 3600},
             "lock_timeout": {"type": "int", "default": 120},
         },
+        required_one_of=[("url", "src")],
+        mutually_exclusive=[("url", "src")],
+        required_by={"url": "checksum"},
         supports_check_mode=True,
     )
     try:

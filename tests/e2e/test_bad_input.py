@@ -31,6 +31,10 @@ INVENTORIES = {
         ["lmfleet_instance: no such variable", "lmfleet_instances"],
     ),
     "a role's variable misspelt": ({"litellm_worker": 2}, ["litellm_worker: no such variable", "litellm_workers"]),
+    "an archive that is not there": (
+        {"lmstudio_archive": "/nowhere/llmster.tar.gz"},
+        ["lmstudio_archive: /nowhere/llmster.tar.gz: no such file on this controller", "tar.gz.sha512: no such"],
+    ),
     "a role's variable of the wrong type": (
         {"litellm_port": "many"},
         ["litellm_port: must be of type int, not 'many'"],

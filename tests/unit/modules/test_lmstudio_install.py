@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import json
 import os
 import tarfile
 
 import pytest
+from ansible_collections.lmfleet.mac.plugins.module_utils import _versions
+from ansible_collections.lmfleet.mac.plugins.module_utils._command import Result
 from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_install
 
 LLMSTER = """#!/bin/sh
@@ -49,8 +53,8 @@ def run(run_module):
 
 
 def left(arguments):
-    """Return what is in the folder of the installs, but for the lock."""
-    return sorted(set(os.listdir(arguments["directory"])) - {".lmfleet.lock"})
+    """Return what is in the folder of the installs, but for the lock and the history."""
+    return sorted(set(os.listdir(arguments["directory"])) - {".lmfleet.lock", "selected.json"})
 
 
 def test_check_then_install_then_nothing(run, make, monkeypatch):
@@ -103,13 +107,93 @@ def test_a_lost_program_is_installed_again(run, make):
     assert run(arguments)["changed"] and not run(arguments)["changed"]
 
 
-def test_versions_live_side_by_side(run, make):
-    first = make()
+@pytest.fixture
+def version(make):
+    """Return a function that returns the arguments for one version, with an archive of its own, made once."""
+
+    @functools.cache
+    def version(number):
+        return make(LLMSTER.replace("0.0.25", f"0.0.{number}"), version=f"0.0.{number}-1")
+
+    return version
+
+
+def test_going_back_to_a_version_needs_no_download_and_is_told(run, version):
+    first, second = version(25), version(26)
     run(first)
-    second = make(LLMSTER.replace("0.0.25", "0.0.26"), version="0.0.26-1")
-    run(second)
-    assert left(first) == ["0.0.25-1", "0.0.26-1"]
-    assert not run({**first, "url": "/gone"})["changed"]
+    assert run(second)["versions"] == ["0.0.26-1", "0.0.25-1"]
+    for number in (25, 26):
+        os.unlink(version(number)["url"])
+    before = run(first, check=True)
+    back = run(first)
+    assert back["changed"] and not back["installed"] and back["versions"] == ["0.0.25-1", "0.0.26-1"]
+    assert back["diff"] == before["diff"] and "selected" in back["diff"][0]["before_header"]
+    assert not run(first)["changed"] and left(first) == ["0.0.25-1", "0.0.26-1"]
+
+
+def test_the_versions_selected_last_stay(run, version):
+    for number in (24, 25, 24, 26):
+        before = run(version(number), check=True)
+        done = run(version(number))
+        assert done["removed"] == before["removed"] and done["diff"] == before["diff"]
+    assert done["removed"] == ["0.0.25-1"] and left(version(26)) == ["0.0.24-1", "0.0.26-1"]
+    only = run({**version(26), "keep_versions": 1})
+    assert (
+        only["changed"] and only["removed"] == ["0.0.24-1"] and not run({**version(26), "keep_versions": 1})["changed"]
+    )
+    assert "at least 1" in run({**version(26), "keep_versions": 0})["msg"]
+
+
+def test_a_version_that_something_runs_from_stays(run, version, tmp_path, monkeypatch):
+    old = run(version(24))
+    instance = tmp_path / "root" / "instances" / "chat-a"
+    instance.mkdir(parents=True)
+    (instance / "instance.json").write_text(json.dumps({"llmster": old["llmster"]}))
+    only = {**version(25), "keep_versions": 1}
+    assert run(only)["removed"] == [] and left(only) == ["0.0.24-1", "0.0.25-1"]
+    (instance / "instance.json").unlink()
+    said = f"/usr/bin/python3 -m something\n{old['home']}/.lmstudio/llmster/0.0.24-1/llmster\n"
+    with monkeypatch.context() as busy:
+        busy.setattr(_versions, "run", lambda *_, **__: Result(0, said, ""))
+        assert not run(only)["changed"]
+    assert run(only)["removed"] == ["0.0.24-1"]
+
+
+def test_what_killed_runs_left_is_removed_and_strangers_stay(run, version):
+    arguments = version(25)
+    directory = arguments["directory"]
+    os.makedirs(os.path.join(directory, "0.0.20-1", "archive"))
+    os.makedirs(os.path.join(directory, "notes"))
+    for name in (".0.0.20-1.part", ".0.0.25-1.part", "readme"):
+        with open(os.path.join(directory, name), "w") as stream:
+            stream.write("half")
+    assert run(arguments)["removed"] == [".0.0.20-1.part", "0.0.20-1"]
+    assert left(arguments) == ["0.0.25-1", "notes", "readme"] and not run(arguments)["changed"]
+
+
+def test_a_history_that_is_broken_is_written_anew(run, version):
+    run(version(24))
+    run(version(25))
+    path = os.path.join(version(25)["directory"], "selected.json")
+    for broken in ("{", "[]", '{"versions": 3}'):
+        with open(path, "w") as stream:
+            stream.write(broken)
+        assert run(version(25))["versions"] == ["0.0.25-1", "0.0.24-1"]
+
+
+def test_a_disk_without_room_is_said_before_anything_is_fetched(run, make, monkeypatch):
+    arguments = make()
+    monkeypatch.setattr(lmstudio_install, "free_bytes", lambda _folder: 2_000_000)
+    monkeypatch.setattr(lmstudio_install, "size_of", lambda _url: 580_000_000)
+    failed = run(arguments)
+    for part in ("2 MB are free", "archive of 580 MB", "2320 MB"):
+        assert part in failed["msg"]
+    assert left(arguments) == []
+
+
+def test_a_bootstrap_that_hangs_is_ended_and_leaves_nothing(run, make):
+    arguments = {**make("#!/bin/sh\nsleep 60\n"), "timeout": 1}
+    assert "bootstrap did not install it; it said: no answer in time" in run(arguments)["msg"] and left(arguments) == []
 
 
 @pytest.mark.parametrize(
@@ -137,8 +221,17 @@ def test_an_archive_without_llmster(run, make):
         ({"checksum": "sha512:abc"}, "neither 128 hex digits nor the place of a file"),
         ({"version": "../x"}, "is not a version"),
         ({"url": "/nowhere/a.tar.gz"}, "no such file on this Mac"),
+        ({"src": "/x.tar.gz"}, "mutually exclusive"),
+        ({"checksum": None}, "checksum"),
         ({"url": "ftp://x/a.tar.gz"}, "neither an http"),
     ],
 )
 def test_bad_arguments(run, make, changes, said):
     assert said in run({**make(), **changes})["msg"]
+
+
+def test_a_file_of_the_controller_needs_the_action_plugin(run, make):
+    arguments = make()
+    del arguments["url"]
+    assert "through the action plugin" in run({**arguments, "src": "/x.tar.gz"})["msg"]
+    assert "one of the following is required: url, src" in run(arguments)["msg"]

@@ -1,0 +1,58 @@
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sends the archive of LM Studio from the controller to a Mac, where the module of the same name needs it."""
+
+from __future__ import annotations
+
+import os
+
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible_collections.lmfleet.mac.plugins.module_utils._download import DownloadError, parse_checksum, text_of
+
+_PREFIX = "sha512:"
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = True
+
+    def run(self, tmp=None, task_vars=None):
+        result = super().run(tmp, task_vars)
+        arguments = dict(self._task.args)
+        source = arguments.get("src")
+        if not source or arguments.get("url"):
+            return {**result, **self._execute_module(module_args=arguments, task_vars=task_vars)}
+        del arguments["src"]
+        try:
+            source = self._find_needle("files", source)
+            arguments["checksum"] = self._digest(source, arguments.get("checksum"))
+        except (AnsibleError, DownloadError, OSError) as error:
+            return {**result, "failed": True, "msg": f"src: {error}"}
+        return {**result, **self._install(source, arguments, task_vars)}
+
+    @staticmethod
+    def _digest(source: str, checksum: str | None) -> str:
+        """Return the checksum as digits, from the file that it names on the controller if it names one."""
+        place = checksum.removeprefix(_PREFIX) if checksum else f"{source}.sha512"
+        if "/" not in place:
+            return checksum
+        return _PREFIX + parse_checksum(text_of(os.path.abspath(place)), os.path.basename(source), "sha512")
+
+    def _install(self, source: str, arguments: dict, task_vars: dict) -> dict:
+        name = os.path.basename(source)
+        checking = self._task.check_mode
+        # In check mode the module needs no archive: it tells whether this Mac has to install.
+        self._task.check_mode = True
+        try:
+            found = self._execute_module(module_args={**arguments, "url": f"/{name}"}, task_vars=task_vars)
+        finally:
+            self._task.check_mode = checking
+        if checking or not found.get("changed") or found.get("failed"):
+            return found
+        archive = f"/{name}"
+        if found["installed"]:
+            self._make_tmp_path()
+            archive = self._connection._shell.join_path(self._connection._shell.tmpdir, name)
+            self._transfer_file(source, archive)
+        return self._execute_module(module_args={**arguments, "url": archive}, task_vars=task_vars)
