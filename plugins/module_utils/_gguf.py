@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import struct
 
 # Value type -> struct format. Two types have no fixed size.
@@ -14,27 +12,10 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 # What is believed of a head: beyond it the file is damaged, or no GGUF file at all.
 _MOST_KEYS, _MOST_TEXT, _MOST_BYTES, _MOST_KEPT = 4096, 1 << 20, 64 << 20, 4096
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class GgufError(Exception):
     """The file is not a GGUF file that can be used; the text says why."""
-
-
-def describe(path):
-    """Return size_bytes and figures of a model file, with C(problem) where the head does not tell them.
-
-    None when there is no such file. The parts of a split model count together.
-    """
-    try:
-        found = {"size_bytes": sum(os.stat(part).st_size for part in _parts(path))}
-    except OSError:
-        return None
-    try:
-        found.update(figures(path))
-    except (GgufError, OSError) as error:
-        found["problem"] = str(error)
-    return found
 
 
 def figures(path):
@@ -139,14 +120,6 @@ def _metadata(head):
             break
         metadata[key] = head.value(head.number("<I"))
     return metadata
-
-
-def _parts(path):
-    shard = _SHARD.search(path)
-    if not shard:
-        return [path]
-    stem = path[: shard.start()]
-    return [f"{stem}-{number:05}-of-{shard[2]}.gguf" for number in range(1, int(shard[2]) + 1)]
 
 
 def _count(value):

@@ -10,7 +10,7 @@ import os
 import re
 import time
 
-from . import _command, _files, _gguf, _lms
+from . import _command, _files, _lms, _model_size
 
 MEASURED_FILE = "memory.json"
 _LMS_TIMEOUT = 30  # seconds for one call
@@ -30,7 +30,7 @@ def gather(wanted, user, wired_limit_mb):
     declarations = {one["name"]: _declaration(root, one["name"]) for one in wanted["instances"]}
     settled = {one["name"]: _is_settled(root, one, declarations[one["name"]], wanted) for one in wanted["instances"]}
     measured, problem = _measured(os.path.join(root, MEASURED_FILE))
-    files = {path: _gguf.describe(os.path.join(root, "models", path)) for path in wanted["files"]}
+    files = {path: _model_size.describe(os.path.join(root, "models", path)) for path in wanted["files"]}
     return {
         "wired_limit_mb": wired_limit_mb,
         "files": {path: found for path, found in files.items() if found},

@@ -89,7 +89,7 @@ options:
         type: str
         required: true
       files:
-        description: Paths of the model files below C(models) in that folder.
+        description: Paths of the models below C(models) in that folder, each a GGUF file or the folder of an MLX model.
         type: list
         elements: str
         required: true

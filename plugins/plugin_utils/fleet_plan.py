@@ -122,10 +122,9 @@ def _warnings(plan: Plan) -> list[str]:
     return [f"model {name} on {some_of(where)}: {doubt}" for (name, doubt), where in places.items()]
 
 
-def model_format(path: str) -> str | None:
-    """Return the format of a model by its file's name, None where that does not tell."""
-    formats = {"gguf": load_settings.GGUF, "safetensors": load_settings.MLX}
-    return formats.get(path.lower().rpartition(".")[2])
+def model_format(path: str) -> str:
+    """Return the format of a model by its path on a Mac: an MLX model is a folder, or one file of weights."""
+    return load_settings.GGUF if path.lower().endswith(".gguf") else load_settings.MLX
 
 
 def model_file(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -411,10 +410,14 @@ def _ports(host: Host, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _memory(host: Host, planned: Mapping[str, Any], catalogue: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is declared of memory, and what the Mac is to be asked for, in the form that role mac_host takes."""
     wanted = None
+    loaded = _loaded(planned)
+    used = {
+        model["name"]: model["path"] for model in [*loaded, *(model["draft"] for model in loaded if model["draft"])]
+    }
     if planned["instances"]:
         wanted = {
             "root": _root(host),
-            "files": [model["path"] for model in planned["models"]],
+            "files": sorted(used.values()),
             "settings": list(memory_plan.SETTINGS_THAT_COUNT),
             "instances": [
                 {
@@ -435,7 +438,7 @@ def _memory(host: Host, planned: Mapping[str, Any], catalogue: Mapping[str, Any]
         "policy": host.variables["lmfleet_memory_policy"],
         "reserve_mb": host.variables["lmfleet_memory_reserve_mb"],
         "gpu_limit_mb": host.gpu_memory_limit_mb,
-        "declared": {model["name"]: catalogue[model["name"]].get("memory") or {} for model in planned["models"]},
+        "declared": {name: catalogue[name].get("memory") or {} for name in sorted(used)},
         "wanted": wanted,
     }
 

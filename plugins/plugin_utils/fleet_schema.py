@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ansible_collections.lmfleet.mac.plugins.modules import fleet_plan as fleet_
 SHARED_PREFIX = "lmfleet_"
 
 
+@functools.cache
 def shared_options() -> dict[str, dict[str, Any]]:
     """Return the documented C(lmfleet_*) variables: name to option, as in the DOCUMENTATION of fleet_plan."""
     return yaml.safe_load(fleet_plan_documentation.DOCUMENTATION)["options"]
