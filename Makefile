@@ -8,7 +8,7 @@ export PYTHON
 
 .PHONY: help
 help: ## list the targets
-	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: setup
 setup: ## what a controller needs, in .venv; enough for real Macs
@@ -54,6 +54,11 @@ unit: ## the tests that need no sandbox
 bench: ## the cost of an unchanged run on ten sandbox Macs (root)
 	tools/setup.sh sandbox
 	.venv/bin/python tests/bench/bench_unchanged.py
+
+.PHONY: bench-gateway
+bench-gateway: ## what 500 deployments cost a gateway, with the real LiteLLM
+	tools/setup.sh dev
+	.venv/bin/python tests/bench/bench_gateway.py
 
 .PHONY: build
 build: ## the collection as an archive, in build/

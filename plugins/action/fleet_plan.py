@@ -49,6 +49,7 @@ class ActionModule(ActionBase):
             changed=False,
             hosts=plan.hosts,
             deployments=plan.deployments,
+            model_groups=plan.model_groups,
             gateways=plan.gateways,
             lock_timeout=lock_timeout,
         )

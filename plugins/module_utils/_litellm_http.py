@@ -18,6 +18,10 @@ QUESTION = {"messages": [{"role": "user", "content": "Say ok."}], "max_tokens": 
 TEXT = {"input": "ok"}
 
 
+class KeyRefusedError(Exception):
+    """The gateway does not accept the key."""
+
+
 class Probe(NamedTuple):
     """The outcome for one deployment: `problem` is "" when it answered; `latency` is in seconds."""
 
@@ -44,9 +48,12 @@ class Gateway:
     def modes(self, timeout: float) -> dict:
         """Return id to mode (chat, embedding) of the deployments that one worker knows.
 
-        Raises ValueError with what came instead.
+        Raises ValueError with what came instead, and KeyRefusedError when that is for the key.
         """
         reply = request_json(f"{self.url}/model/info", headers=self._headers, timeout=timeout)
+        # Without a database LiteLLM cannot look a key up, and says that instead of 401.
+        if reply.status in (401, 403) or (reply.status == 400 and "No connected db" in json.dumps(reply.body)):
+            raise KeyRefusedError(f"The gateway at {self.url} does not accept the key ({reply.said()})")
         try:
             infos = [entry["model_info"] for entry in reply.body["data"]]
             return {info["id"]: info.get("mode") or "chat" for info in infos}

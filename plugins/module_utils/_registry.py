@@ -19,7 +19,7 @@ from ._files import atomic_write, canonical_json, make_directory, read_json
 
 FORMAT = 1
 DEPLOYMENTS = "deployments.json"
-ROUTINGS = ("round_robin", "shuffle")
+ROUTINGS = ("round_robin", "shuffle", "least_busy", "usage")
 OWNERS = ("operator", "rollout", "guard")
 
 #: Seconds after which a worker that has not reported counts as gone; a healthy one reports every second.
@@ -32,12 +32,32 @@ HIDDEN_CHANGED = "(hidden, another one)"
 #: Any token does for a backend without tokens, but LiteLLM insists on one.
 NO_TOKEN = "none"
 
-OPTIONAL_PARAMS = ("weight", "order", "timeout", "stream_timeout", "max_parallel_requests")
-INFORMATION = ("host", "instance", "parallel")
+OPTIONAL_PARAMS = (
+    "weight",
+    "order",
+    "timeout",
+    "stream_timeout",
+    "num_retries",
+    "cooldown_time",
+    "max_parallel_requests",
+)
+INFORMATION = ("host", "instance", "parallel", "parallel_limit", "max_input_tokens")
+FALLBACKS = ("fallbacks", "context_window_fallbacks")
 #: What a deployment needs to be one.
 DEFINITION = ("model_group", "model", "api_base")
 #: The smallest value that makes sense.
-LEAST = {"weight": 0, "order": 0, "timeout": 0.001, "stream_timeout": 0.001, "max_parallel_requests": 1, "parallel": 1}
+LEAST = {
+    "weight": 0,
+    "order": 0,
+    "timeout": 0.001,
+    "stream_timeout": 0.001,
+    "num_retries": 0,
+    "cooldown_time": 0,
+    "max_parallel_requests": 1,
+    "parallel": 1,
+    "parallel_limit": 1,
+    "max_input_tokens": 1,
+}
 
 
 class State(NamedTuple):
@@ -45,7 +65,7 @@ class State(NamedTuple):
 
     `pauses` is owner to {"generation", "paused": {id: {"reason", "since", "until"?}}}. `generation` is the highest one
     seen anywhere, so that the next one is new to every worker. `broken` names the files that are there but make no
-    sense.
+    sense. `groups` is model group to {"fallbacks"?, "context_window_fallbacks"?}, lists of model groups.
     """
 
     generation: int
@@ -54,6 +74,7 @@ class State(NamedTuple):
     deployments_generation: int | None
     pauses: dict
     broken: tuple = ()
+    groups: Mapping = {}
 
 
 class Pausing(NamedTuple):
@@ -149,20 +170,52 @@ def _problems_of(deployment: Mapping) -> Iterable:
             yield f"has {key} {value:g}, which must be at least {least:g}"
 
 
-def fleet_problems(
-    named: Iterable[Mapping], after: Mapping, groups: Iterable[str], pausing: Pausing | None, state: State
-) -> list:
+def wanted_groups(model_groups: Iterable[Mapping]) -> dict:
+    """Return the settings of the model groups that have any."""
+    settings = {group["name"]: {key: list(group[key]) for key in FALLBACKS if group.get(key)} for group in model_groups}
+    return {name: settings[name] for name in sorted(settings) if settings[name]}
+
+
+def group_problems(model_groups: Iterable[Mapping], after: Mapping) -> list:
+    """Return one line for each reason why the model groups do not fit `after` (id to entry)."""
+    modes = {}
+    for deployment in after.values():
+        modes.setdefault(deployment["model_name"], set()).add(deployment["model_info"].get("mode") or "chat")
+    found = [
+        f"the model group {name} has chat and embedding deployments; give them different names"
+        for name in sorted(modes)
+        if len(modes[name]) > 1
+    ]
+    ordered = {d["model_name"] for d in after.values() if d["litellm_params"].get("order") is not None}
+    found.extend(
+        f"deployment {name} has no order, but another one of the model group {deployment['model_name']} has one, "
+        "so it would never be asked; give it an order"
+        for name, deployment in after.items()
+        if deployment["model_name"] in ordered and deployment["litellm_params"].get("order") is None
+    )
+    for group in model_groups:
+        name = group["name"]
+        if name not in modes:
+            found.append(f"the model group {name} has no deployment; declare one for it, or do not ask for the group")
+        for key in FALLBACKS:
+            for other in group.get(key) or ():
+                if other == name:
+                    found.append(f"the model group {name} has itself among its {key}; leave it out")
+                elif other not in modes:
+                    found.append(f"the model group {name} has {other} among its {key}, which has no deployment")
+                elif name in modes and modes[other] != modes[name]:
+                    found.append(f"the model group {name} has {other} among its {key}, which does something else")
+    return found
+
+
+def fleet_problems(named: Iterable[Mapping], after: Mapping, pausing: Pausing | None, state: State) -> list:
     """Return one line for each reason why `after` (id to entry) cannot be what the gateway routes to.
 
     `named` are the deployments that were given.
     """
     names = {deployment["model_name"] for deployment in after.values()}
     known = ", ".join(sorted(after)) or "none"
-    found = [
-        f"the model group {group} has no deployment; declare one for it, or do not ask for the group"
-        for group in groups
-        if group not in names
-    ]
+    found = []
     found.extend(
         f"the deployment id {name} is also the name of a model group; rename one of them"
         for name in sorted(names & set(after))
@@ -181,19 +234,32 @@ def fleet_problems(
     return found
 
 
-def plan(wanted: Mapping | None, routing: str | None, pausing: Pausing | None, state: State, now: float) -> Plan:
-    """Work out what to write. `wanted` is id to entry, None leaves the deployments alone; `now` is epoch seconds."""
+def plan(
+    wanted: Mapping | None,
+    groups: Mapping | None,
+    routing: str | None,
+    pausing: Pausing | None,
+    state: State,
+    now: float,
+) -> Plan:
+    """Work out what to write. `wanted` is id to entry and `groups` model group to settings; None leaves them alone.
+
+    `now` is epoch seconds.
+    """
     generation = state.generation + 1
     before = state.deployments or {}
     after = before if wanted is None else dict(wanted)
     routing = routing or state.routing or ROUTINGS[0]
+    groups = state.groups if groups is None else groups
     files = {}
     known = state.deployments is not None
-    if (wanted is not None and not known) or after != before or (known and routing != state.routing):
+    other_settings = known and (routing, groups) != (state.routing, state.groups)
+    if (wanted is not None and not known) or after != before or other_settings:
         files[DEPLOYMENTS] = {
             "format": FORMAT,
             "generation": generation,
             "routing": routing,
+            "groups": groups,
             "deployments": [after[name] for name in sorted(after)],
         }
     pauses = dict(state.pauses)
@@ -211,6 +277,7 @@ def plan(wanted: Mapping | None, routing: str | None, pausing: Pausing | None, s
         deployments_generation=generation if DEPLOYMENTS in files else state.deployments_generation,
         pauses=pauses,
         broken=tuple(name for name in state.broken if name not in files),
+        groups=groups if known or DEPLOYMENTS in files else {},
     )
     return Plan(
         files=files,
@@ -286,7 +353,7 @@ def describe(state: State, former: State | None = None) -> str:
         }
         for owner, held in ((owner, state.pauses[owner]["paused"]) for owner in state.pauses)
     }
-    return canonical_json({"routing": state.routing, "deployments": shown, "paused": pauses})
+    return canonical_json({"routing": state.routing, "groups": state.groups, "deployments": shown, "paused": pauses})
 
 
 class Worker(NamedTuple):
@@ -299,6 +366,8 @@ class Worker(NamedTuple):
     workers: int
     rejected: dict
     error: str | None
+    deployments: list
+    in_flight: dict
 
     def said(self) -> str:
         """Return the report in a few words, for a message."""
@@ -323,6 +392,11 @@ def _has_applied(worker: Worker, state: State) -> bool:
     if state.deployments is not None and worker.generation != state.deployments_generation:
         return False
     return all(worker.paused_generations.get(owner) == held["generation"] for owner, held in state.pauses.items())
+
+
+def unknown_to(worker: Worker, state: State) -> list:
+    """Return the ids of the deployments of `state` that a worker does not know."""
+    return sorted(set(state.deployments or {}) - set(worker.deployments))
 
 
 def rejections(workers: Iterable[Worker], state: State) -> list:
@@ -360,7 +434,8 @@ class Registry:
         if document is None or entries is None:
             return State(max(seen, default=0), None, None, None, pauses, broken)
         generation = document["generation"]
-        return State(max([generation, *seen]), document.get("routing"), entries, generation, pauses, broken)
+        groups = document.get("groups") or {}
+        return State(max([generation, *seen]), document.get("routing"), entries, generation, pauses, broken, groups)
 
     def write(self, files: Mapping) -> None:
         """Write the documents of a plan. The pauses come first: what is added paused gets no request in between."""
@@ -389,6 +464,8 @@ class Registry:
                 workers=report["workers"],
                 rejected=report["rejected"],
                 error=report["error"],
+                deployments=report.get("deployments", []),
+                in_flight=report.get("in_flight", {}),
             )
             for report in reports
             if isinstance(report, dict) and report.get("format") == FORMAT and _alive(report["pid"])

@@ -106,6 +106,49 @@ options:
                 description:
                   - What a loaded copy takes beside weights and KV cache, in MiB. 1024 when not set.
                 type: int
+          gateway:
+            description:
+              - How the gateways treat requests for the model.
+            type: dict
+            default: {}
+            suboptions:
+              fallbacks:
+                description:
+                  - Models that answer instead, in this order, when no deployment of this one does.
+                type: list
+                elements: str
+                default: []
+              context_window_fallbacks:
+                description:
+                  - Models that answer instead when a prompt is longer than C(load.context_length) of this one.
+                type: list
+                elements: str
+                default: []
+              parallel_allowance:
+                description:
+                  - How many requests a gateway lets wait at a deployment, beyond those that it serves at a time
+                    (C(load.parallel)), while another deployment of the model has room. Where none has, requests queue
+                    at the deployments; they are never refused for that.
+                type: int
+                default: 2
+              num_retries:
+                description:
+                  - How many times a request is tried again, at another deployment if there is one. As the router
+                    settings of the gateway say, V(2), when it is not set.
+                type: int
+              cooldown_time:
+                description:
+                  - Seconds that a deployment gets no requests after it has failed. As the router settings of the
+                    gateway say, V(30), when it is not set.
+                type: float
+              timeout:
+                description:
+                  - Seconds an answer may take. As C(litellm_request_timeout) says, V(600), when it is not set.
+                type: float
+              stream_timeout:
+                description:
+                  - Seconds until a stream must have begun. Like C(timeout) when it is not set.
+                type: float
           load: &load
             description:
               - How the model is loaded. What is not given stays at LM Studio's own default.
@@ -231,6 +274,12 @@ options:
           - Port of the server, 1024 to 65535, unique on its Mac.
         type: int
         required: true
+      embeddings_only:
+        description:
+          - Whether the instance serves embeddings and nothing else. As soon as one instance of the fleet does,
+            embedding models may be on such instances only, so that embeddings never wait for a chat, nor the reverse.
+        type: bool
+        default: false
       models:
         description:
           - What the instance serves.
@@ -248,6 +297,16 @@ options:
               - How many times the model is loaded, 1 to 16. Each copy is a deployment of its own.
             type: int
             default: 1
+          weight:
+            description:
+              - Share of the model's requests that each copy gets, relative to other deployments of the model, V(1)
+                when it is not set. V(0) is for none while there are others.
+            type: float
+          order:
+            description:
+              - Copies with a higher number get requests only when those with a lower one are full or not to be had.
+                V(1) when it is not set and other deployments of the model have one.
+            type: int
           load: *load
   lmfleet_address:
     description:
@@ -285,6 +344,12 @@ options:
       - Memory of a Mac in MiB that models must leave to macOS and other programs, whatever the GPU may use.
     type: int
     default: 4096
+  lmfleet_local_first:
+    description:
+      - Whether this gateway sends requests to deployments on its own Mac first, and to other Macs when those are full
+        or not to be had.
+    type: bool
+    default: false
   lmfleet_lock_timeout:
     description:
       - How many seconds a run waits for another run against the same fleet to end, before it fails.
@@ -336,12 +401,23 @@ hosts:
         - C(policy), C(reserve_mb), C(gpu_limit_mb) and C(declared) as the inventory has them,
           and C(wanted), which role P(lmfleet.mac.mac_host#role) asks the Mac for.
       type: dict
+    deployments:
+      description: What the gateway of the host routes to. Only of gateways.
+      type: list
+      elements: dict
     ports:
       description: What will be listened on, each with port, address, label and domain of the launchd job, and use.
       type: list
       elements: dict
 deployments:
-  description: Every deployment of the fleet, with id, model_group, model, mode, api_base, host, instance and parallel.
+  description:
+    - Every deployment of the fleet, with id, model_group, model, mode, api_base, host, instance, parallel, and how it
+      gets its share of the requests.
+  returned: success
+  type: list
+  elements: dict
+model_groups:
+  description: The models that are served, each with name, fallbacks and context_window_fallbacks.
   returned: success
   type: list
   elements: dict

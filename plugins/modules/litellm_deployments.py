@@ -93,9 +93,31 @@ options:
         description:
           - Seconds until a stream must have begun.
         type: float
+      num_retries:
+        description:
+          - How many times a request that failed here is tried again, elsewhere if there is another one.
+            As often as the gateway's router settings say, when it is not set.
+        type: int
+      cooldown_time:
+        description:
+          - Seconds that it gets no requests after it has failed. As the gateway's router settings say, when it is not
+            set.
+        type: float
+      parallel_limit:
+        description:
+          - Requests in flight from this gateway, at which it counts as full. Then others of its model group get the
+            requests, also those with a higher O(deployments[].order). Where all are full, they go on taking turns,
+            and the backends queue. The workers of the gateway share the limit evenly.
+        type: int
       max_parallel_requests:
         description:
-          - Requests that each worker of the gateway sends at a time. LiteLLM refuses more, it does not queue them.
+          - Requests that each worker of the gateway sends at a time. LiteLLM refuses more, with HTTP 429, also where
+            another deployment has room. O(deployments[].parallel_limit) does not.
+        type: int
+      max_input_tokens:
+        description:
+          - Longest prompt it takes. A longer one is refused before it is sent, or goes to one of
+            O(model_groups[].context_window_fallbacks).
         type: int
       host:
         description:
@@ -114,18 +136,39 @@ options:
       - Whether deployments that O(deployments) does not name are removed.
     type: bool
     default: false
-  groups:
+  model_groups:
     description:
-      - Model groups that must have a deployment. The task fails before it changes anything when one has none.
+      - Model groups that must have a deployment, with what goes for them as a whole. The task fails before it changes
+        anything when one has none. Where this is not set, the fallbacks stay as they are.
     type: list
-    elements: str
-    default: []
+    elements: dict
+    suboptions:
+      name:
+        description:
+          - Name of the model group.
+        type: str
+        required: true
+      fallbacks:
+        description:
+          - Model groups that answer instead, in this order, when no deployment of this one does.
+        type: list
+        elements: str
+        default: []
+      context_window_fallbacks:
+        description:
+          - Model groups that answer instead when a prompt is too long for this one. Needs
+            O(deployments[].max_input_tokens), or a backend that says so in words LiteLLM knows.
+        type: list
+        elements: str
+        default: []
   routing:
     description:
-      - How requests are spread over the deployments of a group. V(round_robin) takes turns exactly, in each worker;
-        V(shuffle) draws. Where this is not set, it stays as it is, and is V(round_robin) in a new registry.
+      - How requests are spread over the deployments of a group, in each worker of the gateway. V(round_robin) takes
+        turns exactly, V(shuffle) draws, V(least_busy) takes the one with the fewest requests in flight, V(usage) the
+        one with the fewest tokens in about the last minute.
+      - Where this is not set, it stays as it is, and is V(round_robin) in a new registry.
     type: str
-    choices: [round_robin, shuffle]
+    choices: [round_robin, shuffle, least_busy, usage]
   owner:
     description:
       - In whose name O(deployments[].state) pauses and lifts pauses. Required when one of them is V(paused).
@@ -258,12 +301,14 @@ from ..module_utils._registry import (
     deployment_problems,
     describe,
     fleet_problems,
+    group_problems,
     groups_without_traffic,
     paused_by,
     plan,
     rejections,
     waiting_for,
     wanted_entries,
+    wanted_groups,
 )
 
 POLL_SECONDS = 0.1
@@ -280,10 +325,20 @@ DEPLOYMENT = {
     "order": {"type": "int"},
     "timeout": {"type": "float"},
     "stream_timeout": {"type": "float"},
+    "num_retries": {"type": "int"},
+    "cooldown_time": {"type": "float"},
+    "parallel_limit": {"type": "int"},
     "max_parallel_requests": {"type": "int"},
+    "max_input_tokens": {"type": "int"},
     "host": {"type": "str"},
     "instance": {"type": "str"},
     "parallel": {"type": "int"},
+}
+
+MODEL_GROUP = {
+    "name": {"type": "str", "required": True},
+    "fallbacks": {"type": "list", "elements": "str", "default": []},
+    "context_window_fallbacks": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -334,8 +389,11 @@ def apply(module, registry, asked):
     state = registry.read()
     wanted = None if params["deployments"] is None else wanted_entries(params["deployments"], params["purge"], state)
     after = (state.deployments or {}) if wanted is None else wanted
-    refuse(module, fleet_problems(params["deployments"] or [], after, params["groups"], asked, state))
-    planned = plan(wanted, params["routing"], asked, state, time.time())
+    model_groups = params["model_groups"]
+    found = fleet_problems(params["deployments"] or [], after, asked, state)
+    refuse(module, found + group_problems(model_groups or [], after))
+    groups = None if model_groups is None else wanted_groups(model_groups)
+    planned = plan(wanted, groups, params["routing"], asked, state, time.time())
     if not module.check_mode:
         registry.write(planned.files)
     for name in planned.state.broken:
@@ -360,7 +418,7 @@ def main():
             "registry": {"type": "path", "required": True},
             "deployments": {"type": "list", "elements": "dict", "options": DEPLOYMENT},
             "purge": {"type": "bool", "default": False},
-            "groups": {"type": "list", "elements": "str", "default": []},
+            "model_groups": {"type": "list", "elements": "dict", "options": MODEL_GROUP},
             "routing": {"type": "str", "choices": list(ROUTINGS)},
             "owner": {"type": "str", "choices": list(OWNERS)},
             "purge_pauses": {"type": "bool", "default": False},

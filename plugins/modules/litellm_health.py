@@ -46,6 +46,11 @@ options:
     type: list
     elements: str
     default: []
+  registry:
+    description:
+      - Folder of the gateway's registry. With it the task also waits until each worker of the gateway knows every
+        deployment of the registry. What C(/model/info) of the gateway shows is the view of one worker only.
+    type: path
   timeout:
     description:
       - Seconds to wait until the gateway is ready and all deployments have answered.
@@ -68,6 +73,11 @@ EXAMPLES = r"""
     url: http://127.0.0.1:4000
     master_key_file: ~/.lmfleet/gateway/master_key
     deployments: [mac-1-chat-a-smollm2, mac-2-chat-a-smollm2]
+
+- name: See that each worker knows all deployments
+  lmfleet.mac.litellm_health:
+    url: http://127.0.0.1:4000
+    registry: ~/.lmfleet/gateway/registry
 """
 
 RETURN = r"""
@@ -102,6 +112,37 @@ deployments:
       type: str
       returned: always
   sample: [{id: mac-1-chat-a-smollm2, healthy: true, latency: 0.21, problem: ""}]
+workers:
+  description: What the workers of the gateway say.
+  returned: when O(registry) is set and the gateway was ready
+  type: list
+  elements: dict
+  contains:
+    pid:
+      description: Process id.
+      type: int
+      returned: always
+    age:
+      description: Seconds since it said so.
+      type: float
+      returned: always
+    generation:
+      description: The newest declaration that it has applied.
+      type: int
+      returned: always
+    deployments:
+      description: Ids of the deployments that it knows.
+      type: list
+      elements: str
+      returned: always
+    in_flight:
+      description: Number of requests in flight by id of the deployment, where there are any.
+      type: dict
+      returned: always
+    error:
+      description: What is wrong with the files of the registry, or nothing.
+      type: str
+      returned: always
 """
 
 import time
@@ -110,7 +151,8 @@ from concurrent.futures import ThreadPoolExecutor
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._files import read_bytes
-from ..module_utils._litellm_http import Gateway, Probe
+from ..module_utils._litellm_http import Gateway, KeyRefusedError, Probe
+from ..module_utils._registry import Registry, unknown_to, waiting_for
 
 POLL_SECONDS = 0.5
 READINESS_TIMEOUT = 5.0
@@ -124,6 +166,20 @@ def wait_until_ready(gateway: Gateway, deadline: float) -> str:
         problem = gateway.readiness(READINESS_TIMEOUT)
         if not problem or time.monotonic() >= deadline:
             return problem
+        time.sleep(POLL_SECONDS)
+
+
+def wait_for_workers(registry: Registry, deadline: float) -> tuple:
+    """Return the workers, and "" once each knows every deployment, or what is missing at `deadline` (monotonic)."""
+    while True:
+        state, workers = registry.read(), registry.workers(time.time())
+        problem = waiting_for(workers, state, None)
+        for worker in workers:
+            unknown = unknown_to(worker, state)
+            if unknown and not problem:
+                problem = f"worker {worker.pid} to know {', '.join(unknown)}"
+        if not problem or time.monotonic() >= deadline:
+            return workers, problem
         time.sleep(POLL_SECONDS)
 
 
@@ -176,6 +232,7 @@ def main() -> None:
             "master_key": {"type": "str", "no_log": True},
             "master_key_file": {"type": "path", "no_log": False},
             "deployments": {"type": "list", "elements": "str", "default": []},
+            "registry": {"type": "path"},
             "timeout": {"type": "float", "default": 60},
             "probe_timeout": {"type": "float", "default": 60},
         },
@@ -200,7 +257,16 @@ def main() -> None:
             "Look at its log (logs/gateway.log in the gateway's folder)."
         )
     result = {"changed": False, "ready_after": round(time.monotonic() - began, 3)}
-    outcomes = probe_all(gateway, params["deployments"], deadline, params["probe_timeout"])
+    if params["registry"]:
+        workers, problem = wait_for_workers(Registry(params["registry"]), deadline)
+        names = ("pid", "age", "generation", "deployments", "in_flight", "error")
+        result["workers"] = [{name: getattr(worker, name) for name in names} for worker in workers]
+        if problem:
+            module.fail_json(msg=f"Waited {params['timeout']:g} s for {problem}. Look at the gateway's log.", **result)
+    try:
+        outcomes = probe_all(gateway, params["deployments"], deadline, params["probe_timeout"])
+    except KeyRefusedError as error:
+        module.fail_json(msg=f"{error}. Give its master key, with master_key or master_key_file.", **result)
     result["deployments"] = [
         {
             "id": outcome.deployment,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.lmfleet.mac.plugins.plugin_utils import load_settings, memory_plan
+from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_routing, load_settings, memory_plan
 from ansible_collections.lmfleet.mac.plugins.plugin_utils.words import some_of
 
 # LM Studio's control API takes the first free of these, on loopback: five of them, so five instances.
@@ -51,6 +51,7 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
     deployments: list[dict[str, Any]] = field(default_factory=list)
+    model_groups: list[dict[str, Any]] = field(default_factory=list)
     gateways: list[str] = field(default_factory=list)
 
 
@@ -84,13 +85,7 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
         planned["memory"] = _memory(host, planned, catalogue)
         planned["domains"] = sorted({port["domain"] for port in planned["ports"]})
         plan.hosts[name] = planned
-    plan.deployments = [
-        _deployment(host, instance, model)
-        for host in macs
-        if host in plan.hosts
-        for instance in plan.hosts[host]["instances"]
-        for model in instance["models"]
-    ]
+    _route(plan, hosts, macs, catalogue)
     for deployment_id, count in Counter(deployment["id"] for deployment in plan.deployments).items():
         if count > 1:
             where = ", ".join(
@@ -125,6 +120,28 @@ def _warnings(plan: Plan) -> list[str]:
 def model_format(path: str) -> str:
     """Return the format of a model by its path on a Mac: an MLX model is a folder, or one file of weights."""
     return load_settings.GGUF if path.lower().endswith(".gguf") else load_settings.MLX
+
+
+def _route(plan: Plan, hosts: Mapping[str, Host], macs: list[str], catalogue: Mapping[str, Any]) -> None:
+    deployments = [
+        fleet_routing.deployment(host, instance, model, catalogue[model["name"]])
+        for host in macs
+        if host in plan.hosts
+        for instance in plan.hosts[host]["instances"]
+        for model in instance["models"]
+    ]
+    plan.deployments = fleet_routing.with_orders(deployments)
+    for name in plan.gateways:
+        local = name if hosts[name].variables["lmfleet_local_first"] else None
+        plan.hosts[name]["deployments"] = fleet_routing.with_orders(deployments, local)
+    plan.model_groups = fleet_routing.model_groups(deployments, catalogue)
+    declared = {name: hosts[name].variables["lmfleet_instances"] for name in macs if name in hosts}
+    known = next(iter(hosts.values())).variables["lmfleet_models"] if hosts else {}
+    served = {group["name"] for group in plan.model_groups}
+    plan.problems.extend(fleet_routing.group_problems(served, catalogue, known))
+    isolated = any(instance["embeddings_only"] for instances in declared.values() for instance in instances)
+    for name, instances in declared.items():
+        plan.problems.extend(fleet_routing.isolation_problems(name, instances, catalogue, isolated))
 
 
 def model_file(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,6 +341,8 @@ def _models_of_instance(
         for problem in found if any(value is not None for value in (entry["load"] or {}).values()) else ():
             report(f"{entry['name']}: {problem}")
         draft = catalogue.get(load["draft_model"]) if load.get("draft_simple") else None
+        for problem in fleet_routing.entry_problems(entry):
+            report(problem)
         for copy in range(1, entry["copies"] + 1):
             suffix = "" if copy == 1 else f"-{copy}"
             loaded.append(
@@ -336,6 +355,13 @@ def _models_of_instance(
                     "path": file["path"],
                     "sha256": file["sha256"],
                     "draft": _identity(load["draft_model"], draft) if draft else None,
+                    "weight": entry["weight"],
+                    "order": entry["order"],
+                    **{
+                        key: value
+                        for key, value in model_file(entry["name"], model).items()
+                        if key in ("path", "sha256")
+                    },
                 }
             )
     for identifier, count in Counter(model["identifier"] for model in loaded).items():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -18,7 +17,7 @@ from gateway_under_test import CACHE, REPOSITORY, BackendServer, Gateway, Instal
 def _servers():
     servers = [BackendServer(name) for name in "abcd"]
     for server in servers:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        server.run()
     yield servers
     for server in servers:
         server.shutdown()
@@ -31,7 +30,7 @@ def backends(_servers):
         # Let the cooldown of those that failed in another test pass.
         time.sleep(1.5)
     for server in _servers:
-        server.asked, server.failing, server.chunk_seconds = 0, False, 0.2
+        server.calm()
     return _servers
 
 

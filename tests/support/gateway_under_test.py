@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -40,12 +41,23 @@ def module(name, **arguments):
 
 
 class Backend(BaseHTTPRequestHandler):
+    """Answers, or fails as `server.failing` says: True (HTTP 500), html, hang, reset, or dies (in the middle)."""
+
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked += 1
-        if self.server.failing:
+        failing = self.server.failing
+        if failing == "html":
+            self.answer(200, b"<html><body>It works!</body></html>", "text/html")
+        elif failing == "hang":
+            while self.server.failing == "hang":
+                time.sleep(0.05)
+            self.close_connection = True
+        elif failing == "reset" or (failing == "dies" and not asked.get("stream")):
+            self.reset()
+        elif failing and failing != "dies":
             self.answer(500, {"error": {"message": "broken for a test"}})
         elif self.path.endswith("/embeddings"):
             vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
@@ -55,6 +67,7 @@ class Backend(BaseHTTPRequestHandler):
         elif asked.get("stream"):
             self.stream(asked["model"])
         else:
+            time.sleep(self.server.answer_seconds)
             message = {"role": "assistant", "content": self.server.name}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             self.answer(200, self.completion("chat.completion", asked["model"], choice))
@@ -62,25 +75,39 @@ class Backend(BaseHTTPRequestHandler):
     def stream(self, model):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for number in range(5):
+            if number == 2 and self.server.failing == "dies":
+                self.reset()
+                return
             choice = {"index": 0, "delta": {"content": f"{number} "}, "finish_reason": None}
             chunk = self.completion("chat.completion.chunk", model, choice)
-            self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-            self.wfile.flush()
+            self.server.sent.append(time.monotonic())
+            self.event(json.dumps(chunk))
             time.sleep(self.server.chunk_seconds)
-        self.wfile.write(b"data: [DONE]\n\n")
-        self.close_connection = True
+        self.event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def event(self, text):
+        data = f"data: {text}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
 
     def completion(self, kind, model, choice):
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         return {"id": "1", "object": kind, "created": 1, "model": model, "choices": [choice], "usage": usage}
 
-    def answer(self, status, body):
-        data = json.dumps(body).encode()
+    def reset(self):
+        """End the connection as a machine does that goes down."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def answer(self, status, body, kind="application/json"):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -92,10 +119,26 @@ class Backend(BaseHTTPRequestHandler):
 class BackendServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, name):
-        super().__init__(("127.0.0.1", 0), Backend)
-        self.name, self.asked, self.failing, self.chunk_seconds = name, 0, False, 0.2
+    def __init__(self, name, port=0):
+        super().__init__(("127.0.0.1", port), Backend)
+        self.name = name
+        self.calm()
         self.api_base = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def calm(self):
+        """Behave, and forget what was asked."""
+        self.asked, self.sent = 0, []
+        self.failing, self.chunk_seconds, self.answer_seconds = False, 0.2, 0
+
+    def run(self):
+        """Answer from now on, in a thread."""
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def kill(self):
+        """Take no more connections, and break those there are."""
+        self.failing = "reset"
+        self.shutdown()
+        self.server_close()
 
     def handle_error(self, _request, _address):
         """A client that goes away in the middle is nothing to tell."""

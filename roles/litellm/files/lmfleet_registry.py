@@ -4,7 +4,8 @@
 LiteLLM loads it through ``litellm_settings.callbacks: [lmfleet_registry.registry]``; it runs in the gateway's Python.
 The folder is named by the environment variable LMFLEET_REGISTRY; without it the plugin does nothing.
 
-    deployments.json      read: {"format": 1, "generation", "routing", "deployments": [as in LiteLLM's model_list]}
+    deployments.json      read: {"format": 1, "generation", "routing", "deployments": [as in LiteLLM's model_list],
+                          "groups"?: {model group: {"fallbacks"?: [group], "context_window_fallbacks"?: [group]}}}
     paused/<owner>.json   read: {"format": 1, "generation", "paused": {id: {"reason", "since", "until"?}}}
     applied/<pid>.json    written by each worker: what it has applied, at least once a second
 
@@ -17,11 +18,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import sys
 import time
+from collections import Counter
+from contextvars import ContextVar
 from pathlib import Path
 
+from fastapi import HTTPException
 from litellm._logging import verbose_proxy_logger
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.types.router import Deployment
@@ -32,32 +37,124 @@ POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 1.0
 ROUTER_POLL_SECONDS = 0.001
 UPSERTS_IN_A_ROW = 20
-ROUTINGS = ("round_robin", "shuffle")
+ROUTINGS = ("round_robin", "shuffle", "least_busy", "usage")
+FALLBACKS = ("fallbacks", "context_window_fallbacks")
 # The guard only steers load: where it has paused all, it has paused none.
 ADVISORY_OWNER = "guard"
+# How many turns a deployment may catch up that was passed over for a while.
+TURNS_OWED = 2
+USAGE_SECONDS = 60.0
+# What LiteLLM makes of a backend that is gone, broken or too slow, and of a model group that has none left.
+BACKEND_FAULTS = (408, 429, 500, 502, 503, 504)
+EMBEDDING_CALLS = ("embeddings", "embedding", "aembedding")
+CHAT_CALLS = ("completion", "acompletion", "text_completion", "atext_completion", "anthropic_messages", "aresponses")
 
 
 class Rotation:
-    """Picks the candidates of a model group in turn, in proportion to their weights (smooth weighted round robin)."""
+    """Gives the deployments of a model group their turns, in proportion to their weights.
+
+    Each has a time at which it is due, in turns; the next turn is the earliest. So the work for a request is one look
+    at each candidate, whatever came before.
+    """
 
     def __init__(self) -> None:
-        self._credit: dict[str, dict[str, float]] = {}
+        self._due: dict[str, dict[str, float]] = {}
+        self._now: dict[str, float] = {}
 
-    def pick(self, group: str, candidates: list[dict]) -> dict:
-        """Return whose turn it is; `candidates` must not be empty."""
-        weighted = [(candidate, _weight(candidate)) for candidate in candidates]
-        weighted = [pair for pair in weighted if pair[1] > 0] or [(candidate, 1.0) for candidate in candidates]
-        credit = self._credit.setdefault(group, {})
-        for candidate, weight in weighted:
-            credit[_id(candidate)] = credit.get(_id(candidate), 0.0) + weight
-        chosen = max(weighted, key=lambda pair: credit[_id(pair[0])])[0]
-        credit[_id(chosen)] -= sum(pair[1] for pair in weighted)
-        return chosen
+    def due(self, group: str, ids: list[str]) -> dict[str, float]:
+        """Return id to when it is due, for at least `ids`."""
+        due = self._due.setdefault(group, {})
+        if not due.keys() >= set(ids):
+            now = self._now.get(group, 0.0)
+            due.update((deployment, now) for deployment in ids if deployment not in due)
+        return due
+
+    def take(self, group: str, chosen: str, weight: float) -> None:
+        """Note that it was the turn of `chosen`, which due() knows."""
+        due = self._due[group]
+        now = self._now[group] = max(self._now.get(group, 0.0), due[chosen])
+        turn = 1.0 / weight
+        due[chosen] = max(due[chosen], now - TURNS_OWED * turn) + turn
 
     def keep(self, ids: set[str]) -> None:
         """Forget the deployments that are not in `ids`."""
-        for group, credit in list(self._credit.items()):
-            self._credit[group] = {deployment: value for deployment, value in credit.items() if deployment in ids}
+        for group, due in list(self._due.items()):
+            self._due[group] = {deployment: when for deployment, when in due.items() if deployment in ids}
+            if not self._due[group]:
+                del self._due[group], self._now[group]
+
+
+class Attempt:
+    """Where a client's request is in flight at the moment, if anywhere."""
+
+    deployment: str | None = None
+    over = False
+
+
+#: The request that the current task serves.
+_attempt: ContextVar[Attempt | None] = ContextVar("lmfleet_attempt", default=None)
+
+
+class Load:
+    """What this worker asks of each deployment: requests in flight, and tokens of about the last minute."""
+
+    def __init__(self) -> None:
+        self.in_flight: Counter[str] = Counter()
+        self._tokens: dict[str, list[float]] = {}
+
+    def begin(self, attempt: Attempt | None, deployment: str) -> None:
+        """Note that a request goes to `deployment`, and to no other one any more."""
+        if attempt is None or attempt.over or attempt.deployment == deployment:
+            return
+        self.end(attempt)
+        attempt.deployment = deployment
+        self.in_flight[deployment] += 1
+
+    def end(self, attempt: Attempt | None) -> None:
+        """Note that a request is not in flight any more, if it was."""
+        if attempt is None or attempt.deployment is None:
+            return
+        self.in_flight[attempt.deployment] -= 1
+        if self.in_flight[attempt.deployment] <= 0:
+            del self.in_flight[attempt.deployment]
+        attempt.deployment = None
+
+    def add_tokens(self, deployment: str, tokens: int, now: float) -> None:
+        """Note what a request has used."""
+        self._tokens[deployment] = [now, self.tokens(deployment, now) + tokens]
+
+    def tokens(self, deployment: str, now: float) -> float:
+        """Return how many tokens were used lately; they fade away within about a minute."""
+        at, used = self._tokens.get(deployment, (now, 0.0))
+        return used * 0.5 ** ((now - at) / (USAGE_SECONDS / 2))
+
+    def keep(self, ids: set[str]) -> None:
+        """Forget the tokens of the deployments that are not in `ids`."""
+        self._tokens = {deployment: used for deployment, used in self._tokens.items() if deployment in ids}
+
+
+class Facts:
+    """What choosing needs to know of the declared deployments, looked up once for each declaration."""
+
+    def __init__(self, deployments: dict[str, dict], workers: int) -> None:
+        self.groups = {deployment["model_name"] for deployment in deployments.values()}
+        self.ordered = {
+            deployment["model_name"]
+            for deployment in deployments.values()
+            if deployment["litellm_params"].get("order") is not None
+        }
+        self.weightless = {name for name, deployment in deployments.items() if _weight(deployment) <= 0}
+        # A limit holds for the gateway: each worker has its share of it.
+        self.limits = {
+            name: -(-deployment["model_info"]["parallel_limit"] // workers)
+            for name, deployment in deployments.items()
+            if deployment["model_info"].get("parallel_limit")
+        }
+        self.windows = any(deployment["model_info"].get("max_input_tokens") for deployment in deployments.values())
+        self.modes = {}
+        for name, deployment in deployments.items():
+            mode = deployment["model_info"].get("mode") or "chat"
+            self.modes[name] = self.modes[deployment["model_name"]] = mode
 
 
 def _id(deployment: dict) -> str:
@@ -69,25 +166,22 @@ def _weight(deployment: dict) -> float:
     return 1.0 if weight is None else float(weight)
 
 
-def without_paused(candidates: list[dict], pauses: dict[str, dict[str, dict]], now: float) -> list[dict]:
-    """Return the candidates that no owner pauses; `pauses` is owner to id to pause, `now` seconds since the epoch."""
+def paused_now(pauses: dict[str, dict[str, dict]], now: float) -> tuple[set[str], set[str]]:
+    """Return the ids that are stopped, and those that the guard advises against; `pauses` is owner to id to pause."""
     advised: set[str] = set()
     stopped: set[str] = set()
     for owner, paused in pauses.items():
-        until = {deployment: pause.get("until") for deployment, pause in paused.items()}
-        current = {deployment for deployment, end in until.items() if end is None or end > now}
+        current = {name for name, pause in paused.items() if pause.get("until") is None or pause["until"] > now}
         (advised if owner == ADVISORY_OWNER else stopped).update(current)
-    left = [candidate for candidate in candidates if _id(candidate) not in stopped]
-    return [candidate for candidate in left if _id(candidate) not in advised] or left
+    return stopped, advised
 
 
-def without_tried(candidates: list[dict], request_kwargs: dict | None) -> list[dict]:
-    """Return the candidates this request has not failed on; else all but the last one it failed on; else all."""
+def untried(ids: list[str], request_kwargs: dict | None) -> list[str]:
+    """Return the deployments this request has not failed on; else all but the last one it failed on; else all."""
     tried = _tried(request_kwargs)
     if not tried:
-        return candidates
-    fresh = [candidate for candidate in candidates if _id(candidate) not in tried]
-    return fresh or [candidate for candidate in candidates if _id(candidate) != tried[-1]] or candidates
+        return ids
+    return [name for name in ids if name not in tried] or [name for name in ids if name != tried[-1]] or ids
 
 
 def _tried(request_kwargs: dict | None) -> list[str]:
@@ -124,7 +218,10 @@ def parse_deployments(content: bytes) -> dict:
         if deployment_id in by_id:
             raise ValueError(f"the deployment id {deployment_id} is used twice")
         by_id[deployment_id] = deployment
-    return {**document, "deployments": by_id}
+    groups = document.get("groups", {})
+    if not isinstance(groups, dict) or not all(isinstance(settings, dict) for settings in groups.values()):
+        raise ValueError("groups must be a mapping of mappings")
+    return {**document, "deployments": by_id, "groups": groups}
 
 
 def parse_pauses(content: bytes) -> dict:
@@ -179,10 +276,16 @@ class Registry(CustomLogger):
     def __init__(self, folder: str | None) -> None:
         super().__init__()
         self.rotation = Rotation()
+        self.load = Load()
         self.routing = ROUTINGS[0]
         self.pauses: dict[str, dict[str, dict]] = {}
+        self.stopped: set[str] = set()
+        self.advised: set[str] = set()
         self.rejected: dict[str, str] = {}
+        self.workers = int(os.environ.get("LMFLEET_WORKERS", "1"))
+        self.facts = Facts({}, self.workers)
         self._applied: dict[str, dict] = {}
+        self._own_fallbacks: dict[str, list] | None = None
         self._generation: int | None = None
         self._started_at = time.time()
         self._failure: str | None = None
@@ -195,17 +298,104 @@ class Registry(CustomLogger):
             # Kept in an attribute: the event loop itself holds tasks only weakly.
             self._task = asyncio.get_running_loop().create_task(self._follow())
 
+    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
+        """Refuse what a model cannot do, and follow the others to their end (LiteLLM's hook)."""
+        mode = self.facts.modes.get(data.get("model"))
+        if mode == "embedding" and call_type in CHAT_CALLS:
+            raise HTTPException(400, f"{data['model']} is an embedding model: ask /v1/embeddings for it.")
+        if mode == "chat" and call_type in EMBEDDING_CALLS:
+            raise HTTPException(400, f"{data['model']} is no embedding model: ask another one for embeddings.")
+        attempt = Attempt()
+        _attempt.set(attempt)
+        # The task ends when the answer is sent, also one that is streamed, or when the client has gone.
+        asyncio.current_task().add_done_callback(lambda _task: self._over(attempt))
+
+    def _over(self, attempt: Attempt) -> None:
+        self.load.end(attempt)
+        attempt.over = True
+
+    async def async_post_call_failure_hook(
+        self, request_data, original_exception, user_api_key_dict, traceback_str=None
+    ):
+        """Say plainly that the backends are to blame, and when to come back (LiteLLM's hook)."""
+        status = getattr(original_exception, "status_code", None)
+        if request_data.get("model") not in self.facts.modes or status not in BACKEND_FAULTS:
+            return None
+        wait = getattr(original_exception, "cooldown_time", None) or getattr(self._router(), "cooldown_time", None)
+        headers = {"Retry-After": str(max(1, math.ceil(wait or 1)))}
+        return HTTPException(429 if status == 429 else 503, str(original_exception), headers)
+
     async def async_filter_deployments(
         self, model, healthy_deployments, messages, request_kwargs=None, parent_otel_span=None
     ):
         """Narrow the candidates of one attempt of one request (LiteLLM's hook)."""
-        candidates = without_paused(healthy_deployments, self.pauses, time.time())
-        candidates = without_tried(candidates, request_kwargs)
-        if self.routing != "round_robin" or len(candidates) < 2:
-            return candidates
-        # LiteLLM narrows by order only after this hook, and must find the one that was picked still in.
-        preferred = get_order_filtered_deployments(candidates, target_order=(request_kwargs or {}).get("_target_order"))
-        return [self.rotation.pick(model, preferred)] if preferred else candidates
+        ids = [candidate["model_info"]["id"] for candidate in healthy_deployments]
+        request_kwargs = request_kwargs or {}
+        allowed = self._with_room(untried(self._open(ids), request_kwargs))
+        if len(allowed) > 1 and self.routing != "shuffle":
+            target = request_kwargs.get("_target_order")
+            allowed = self._first_in_order(model, healthy_deployments, ids, allowed, target)
+        if not allowed or (len(allowed) > 1 and self.routing == "shuffle"):
+            if len(allowed) == len(ids):
+                return healthy_deployments
+            keep = set(allowed)
+            return [candidate for candidate, name in zip(healthy_deployments, ids, strict=True) if name in keep]
+        chosen = healthy_deployments[ids.index(self._choose(model, allowed))]
+        self.rotation.take(model, _id(chosen), _weight(chosen) or 1.0)
+        self.load.begin(_attempt.get(), _id(chosen))
+        return [chosen]
+
+    def _open(self, ids: list[str]) -> list[str]:
+        if self.stopped:
+            ids = [name for name in ids if name not in self.stopped]
+        if self.advised:
+            ids = [name for name in ids if name not in self.advised] or ids
+        return ids
+
+    def _with_room(self, ids: list[str]) -> list[str]:
+        limits, in_flight = self.facts.limits, self.load.in_flight
+        if not limits:
+            return ids
+        # Where all are full, they queue: to refuse is not up to the choice.
+        return [name for name in ids if name not in limits or in_flight[name] < limits[name]] or ids
+
+    def _first_in_order(self, model, candidates, ids: list[str], allowed: list[str], target) -> list[str]:
+        # LiteLLM narrows by order only after the hook, and must find the one that was chosen still in.
+        if target is None and model in self.facts.groups and model not in self.facts.ordered:
+            return allowed
+        keep = set(allowed)
+        left = [candidate for candidate, name in zip(candidates, ids, strict=True) if name in keep]
+        return [_id(candidate) for candidate in get_order_filtered_deployments(left, target_order=target)]
+
+    def _choose(self, model: str, ids: list[str]) -> str:
+        if self.facts.weightless:
+            ids = [name for name in ids if name not in self.facts.weightless] or ids
+        due = self.rotation.due(model, ids)
+        if self.routing == "least_busy":
+            in_flight = self.load.in_flight
+            return min(ids, key=lambda name: (in_flight[name], due[name]))
+        if self.routing == "usage":
+            now = time.monotonic()
+            return min(ids, key=lambda name: (self.load.tokens(name, now), due[name]))
+        return min(ids, key=due.__getitem__)
+
+    async def async_pre_call_deployment_hook(self, kwargs, call_type):
+        """Note where an attempt goes (LiteLLM's hook)."""
+        deployment = (kwargs.get("model_info") or {}).get("id")
+        if deployment in self._applied:
+            self.load.begin(_attempt.get(), deployment)
+
+    async def async_post_call_failure_deployment_hook(self, request_data, exception, call_type, fallback_depth=None):
+        """Note the end of an attempt that failed (LiteLLM's hook)."""
+        self.load.end(_attempt.get())
+
+    async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
+        """Note what a request has used (LiteLLM's hook)."""
+        if self.routing == "usage":
+            deployment = ((kwargs.get("litellm_params") or {}).get("model_info") or {}).get("id")
+            tokens = getattr(getattr(response_obj, "usage", None), "total_tokens", None)
+            if deployment and tokens:
+                self.load.add_tokens(deployment, tokens, time.monotonic())
 
     async def _follow(self) -> None:
         while self._router() is None:
@@ -222,12 +412,20 @@ class Registry(CustomLogger):
                 if failure != self._failure:
                     verbose_proxy_logger.exception("lmfleet registry: cannot apply %s", self._folder)
             self._failure = failure
+            self._tell(before)
             if changed or before != self._errors() or time.monotonic() - reported_at >= HEARTBEAT_SECONDS:
                 # A report that cannot be written is late: whoever waits for it sees that it is old.
                 with contextlib.suppress(OSError):
                     self._report()
                 reported_at = time.monotonic()
             await asyncio.sleep(POLL_SECONDS)
+
+    def _tell(self, before: list[str]) -> None:
+        for error in self._errors():
+            if error not in before:
+                verbose_proxy_logger.error("lmfleet registry: %s", error)
+        if before and not self._errors():
+            verbose_proxy_logger.warning("lmfleet registry: all files can be read again")
 
     @staticmethod
     def _router():
@@ -236,6 +434,7 @@ class Registry(CustomLogger):
     async def _refresh(self, router) -> bool:
         # Pauses first: a deployment that is added paused must not get a request in between.
         changed = self._refresh_pauses()
+        self.stopped, self.advised = paused_now(self.pauses, time.time())
         if self._deployments.refresh():
             self._pending = self._deployments.content
         if self._pending:
@@ -258,6 +457,9 @@ class Registry(CustomLogger):
         wanted: dict[str, dict] = document["deployments"]
         self.rejected = {}
         self.routing = document["routing"]
+        # What is known to choosing before it can be chosen, and until it no longer can.
+        self.facts = Facts({**self._applied, **wanted}, self.workers)
+        self._set_router(router, document["groups"])
         # A worker that starts has nothing to serve yet: it takes all before it answers anyone.
         pause_after = UPSERTS_IN_A_ROW if self._applied else len(wanted) + 1
         different = [item for item in wanted.items() if self._applied.get(item[0]) != item[1]]
@@ -274,8 +476,22 @@ class Registry(CustomLogger):
         for deployment_id in [known for known in self._applied if known not in wanted]:
             router.delete_deployment(id=deployment_id)
             del self._applied[deployment_id]
+        self.facts = Facts(self._applied, self.workers)
         self.rotation.keep(set(self._applied))
+        self.load.keep(set(self._applied))
         self._generation = document["generation"]
+
+    def _set_router(self, router, groups: dict[str, dict]) -> None:
+        if self._own_fallbacks is None:
+            self._own_fallbacks = {name: list(getattr(router, name) or []) for name in FALLBACKS}
+        if self.facts.windows:
+            # Otherwise LiteLLM does not look at the size of a context before it asks.
+            router.enable_pre_call_checks = True
+        settings = {
+            name: own + [{group: groups[group][name]} for group in sorted(groups) if groups[group].get(name)]
+            for name, own in self._own_fallbacks.items()
+        }
+        router.update_settings(**settings)
 
     def _upsert(self, router, deployment_id: str, raw: dict) -> str | None:
         if deployment_id not in self._applied and router.get_deployment(model_id=deployment_id) is not None:
@@ -302,7 +518,7 @@ class Registry(CustomLogger):
         report = {
             "format": FORMAT,
             "pid": os.getpid(),
-            "workers": int(os.environ.get("LMFLEET_WORKERS", "1")),
+            "workers": self.workers,
             "started_at": self._started_at,
             "at": time.time(),
             "generation": self._generation,
@@ -310,7 +526,8 @@ class Registry(CustomLogger):
                 owner: file.content["generation"] for owner, file in self._pause_files.items() if file.content
             },
             "routing": self.routing,
-            "deployments": len(self._applied),
+            "deployments": sorted(self._applied),
+            "in_flight": dict(self.load.in_flight),
             "rejected": self.rejected,
             "error": "; ".join(self._errors()) or None,
         }

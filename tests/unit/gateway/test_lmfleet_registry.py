@@ -30,6 +30,8 @@ class FakeRouter:
     def __init__(self):
         self.deployments = {}
         self.calls = []
+        self.fallbacks = [{"own": ["x"]}]
+        self.context_window_fallbacks = None
 
     def get_deployment(self, model_id):
         return self.deployments.get(model_id)
@@ -38,6 +40,9 @@ class FakeRouter:
         self.calls.append(deployment.model_info["id"])
         if deployment.litellm_params["model"] != "refused":
             self.deployments[deployment.model_info["id"]] = deployment
+
+    def update_settings(self, **settings):
+        vars(self).update(settings)
 
     def delete_deployment(self, id):
         self.calls.append(f"-{id}")
@@ -50,10 +55,17 @@ def by_order(deployments, target_order=None):
     return [d for d in deployments if order is None or d["litellm_params"].get("order") == order]
 
 
+class FakeHTTPError(Exception):
+    def __init__(self, status_code, detail):
+        super().__init__(detail)
+        self.status_code = status_code
+
+
 @pytest.fixture
 def plugin(monkeypatch):
-    """The plugin's module, with the four names it takes from LiteLLM replaced."""
+    """The plugin's module, with the names it takes from LiteLLM and FastAPI replaced."""
     for name, attributes in {
+        "fastapi": {"HTTPException": FakeHTTPError},
         "litellm": {},
         "litellm._logging": {"verbose_proxy_logger": logging.getLogger("plugin")},
         "litellm.integrations": {},
@@ -85,8 +97,24 @@ def candidate(name, **params):
     return {"model_name": "g", "litellm_params": {"model": "openai/m", **params}, "model_info": {"id": name}}
 
 
-def document(generation, *deployments, routing="round_robin"):
-    return {"format": 1, "generation": generation, "routing": routing, "deployments": list(deployments)}
+def limited(name, limit):
+    return {**candidate(name), "model_info": {"id": name, "parallel_limit": limit}}
+
+
+def document(generation, *deployments, routing="round_robin", **more):
+    return {"format": 1, "generation": generation, "routing": routing, "deployments": list(deployments), **more}
+
+
+def ask(plugin, registry, candidates, attempt=None):
+    """Choose for a request that stays in flight."""
+    plugin._attempt.set(attempt or plugin.Attempt())
+    return choose(registry, candidates)
+
+
+def declare(plugin, registry, *deployments, workers=1):
+    """Let the registry know deployments without a router."""
+    known = {d["model_info"]["id"]: d for d in deployments}
+    registry.facts, registry._applied = plugin.Facts(known, workers), known
 
 
 def ids(candidates):
@@ -107,11 +135,15 @@ class TestRotation:
 
     def test_weights_are_shares(self, plugin):
         registry, two = plugin.Registry(None), [candidate("a", weight=3), candidate("b")]
-        assert Counter(choose(registry, two)[0] for _turn in range(40)) == {"a": 30, "b": 10}
+        counts = Counter()
+        for turn in range(1, 41):
+            counts.update(choose(registry, two))
+            assert abs(counts["a"] - turn * 3 / 4) <= 1
 
     def test_weight_zero_is_never_picked_unless_all_have_it(self, plugin):
         registry = plugin.Registry(None)
         two = [candidate("a", weight=0), candidate("b")]
+        declare(plugin, registry, *two, candidate("c", weight=0))
         assert {choose(registry, two)[0] for _turn in range(10)} == {"b"}
         none = [candidate("a", weight=0), candidate("c", weight=0)]
         assert {choose(registry, none)[0] for _turn in range(10)} == {"a", "c"}
@@ -125,6 +157,21 @@ class TestRotation:
         three = [candidate("far", order=2), candidate("near", order=1), candidate("next", order=1)]
         assert [choose(registry, three)[0] for _turn in range(4)] == ["near", "next", "near", "next"]
         assert choose(registry, three, _target_order=2) == ["far"]
+
+    def test_who_was_away_catches_up_two_turns_at_most(self, plugin):
+        registry, a, b = plugin.Registry(None), candidate("a"), candidate("b")
+        choose(registry, [a, b])
+        for _turn in range(20):
+            choose(registry, [a])
+        counts = Counter(choose(registry, [a, b])[0] for _turn in range(20))
+        assert counts["b"] - counts["a"] in (2, 3, 4)
+
+    def test_who_is_new_is_not_flooded(self, plugin):
+        registry, three = plugin.Registry(None), [candidate(name) for name in "abc"]
+        for _turn in range(20):
+            choose(registry, three[:2])
+        counts = Counter(choose(registry, three)[0] for _turn in range(30))
+        assert max(counts.values()) - min(counts.values()) <= 1
 
     def test_shuffle_leaves_the_choice_to_litellm(self, plugin):
         registry = plugin.Registry(None)
@@ -153,29 +200,140 @@ class TestRetries:
 
 class TestPauses:
     @pytest.fixture
-    def registry(self, plugin):
-        registry = plugin.Registry(None)
-        registry.routing = "shuffle"
-        return registry
+    def pause(self, plugin):
+        def pause(**pauses):
+            registry = plugin.Registry(None)
+            registry.routing = "shuffle"
+            registry.stopped, registry.advised = plugin.paused_now(pauses, time.time())
+            return registry
+
+        return pause
 
     @pytest.mark.parametrize("owner", ["operator", "rollout", "someone"])
-    def test_a_pause_holds(self, registry, owner):
-        registry.pauses = {owner: {"a": {}}}
+    def test_a_pause_holds(self, pause, owner):
+        registry = pause(**{owner: {"a": {}}})
         assert choose(registry, [candidate("a"), candidate("b")]) == ["b"]
         assert choose(registry, [candidate("a")]) == []
 
-    def test_the_guard_never_empties_a_group(self, registry):
-        registry.pauses = {"guard": {"a": {}, "b": {}}}
+    def test_the_guard_never_empties_a_group(self, pause):
+        registry = pause(guard={"a": {}, "b": {}})
         assert choose(registry, [candidate("a"), candidate("b")]) == ["a", "b"]
         assert choose(registry, [candidate("a"), candidate("c")]) == ["c"]
 
-    def test_nor_does_it_bring_back_what_another_owner_pauses(self, registry):
-        registry.pauses = {"guard": {"a": {}}, "operator": {"b": {}}}
+    def test_nor_does_it_bring_back_what_another_owner_pauses(self, pause):
+        registry = pause(guard={"a": {}}, operator={"b": {}})
         assert choose(registry, [candidate("a"), candidate("b")]) == ["a"]
 
-    def test_a_pause_ends_by_itself(self, registry):
-        registry.pauses = {"operator": {"a": {"until": time.time() - 1}, "b": {"until": time.time() + 60}}}
+    def test_a_pause_ends_by_itself(self, pause):
+        registry = pause(operator={"a": {"until": time.time() - 1}, "b": {"until": time.time() + 60}})
         assert choose(registry, [candidate("a"), candidate("b")]) == ["a"]
+
+
+class TestLoad:
+    @pytest.fixture
+    def registry(self, plugin):
+        registry = plugin.Registry(None)
+        declare(plugin, registry, limited("a", 1), limited("b", 2), candidate("c"))
+        return registry
+
+    def test_full_ones_are_passed_over_while_another_has_room(self, plugin, registry):
+        two = [limited("a", 1), limited("b", 2)]
+        picks = [ask(plugin, registry, two)[0] for _request in range(4)]
+        assert picks[:3] == ["a", "b", "b"]
+        assert registry.load.in_flight == Counter(picks)
+        assert picks[3] in "ab"
+
+    def test_room_in_the_next_order_is_better_than_none(self, plugin, registry):
+        near, far = limited("near", 1), candidate("far", order=2)
+        near["litellm_params"]["order"] = 1
+        declare(plugin, registry, near, far)
+        assert [ask(plugin, registry, [near, far])[0] for _request in range(3)] == ["near", "far", "far"]
+
+    def test_a_limit_is_shared_by_the_workers(self, plugin):
+        assert plugin.Facts({"a": limited("a", 6)}, 4).limits == {"a": 2}
+
+    def test_a_request_is_in_flight_until_its_task_ends(self, plugin, registry):
+        async def request(model_info, outcome):
+            await registry.async_pre_call_hook(None, None, {"model": "g"}, "acompletion")
+            await registry.async_pre_call_deployment_hook({"model_info": model_info}, None)
+            await registry.async_pre_call_deployment_hook({"model_info": model_info}, None)
+            if outcome == "failed":
+                await registry.async_post_call_failure_deployment_hook({}, None, None)
+            await answered.wait()
+
+        async def run():
+            nonlocal answered
+            answered = asyncio.Event()
+            ends = [("c", "streams"), ("c", "streams"), ("c", "failed"), ("of config.yaml", "streams")]
+            tasks = [asyncio.create_task(request({"id": name}, outcome)) for name, outcome in ends]
+            await asyncio.sleep(0.01)
+            assert registry.load.in_flight == {"c": 2}
+            tasks[0].cancel()
+            await asyncio.sleep(0.01)
+            assert registry.load.in_flight == {"c": 1}
+            answered.set()
+            await asyncio.sleep(0.01)
+            assert registry.load.in_flight == {}
+
+        answered = None
+        asyncio.run(run())
+
+    def test_a_retry_goes_from_one_to_the_other(self, plugin, registry):
+        attempt = plugin.Attempt()
+        registry.load.begin(attempt, "a")
+        registry.load.begin(attempt, "b")
+        assert registry.load.in_flight == {"b": 1}
+        registry._over(attempt)
+        registry.load.begin(attempt, "a")
+        assert registry.load.in_flight == {}
+
+    def test_least_busy(self, plugin, registry):
+        registry.routing = "least_busy"
+        three = [candidate(name) for name in "def"]
+        attempts = [plugin.Attempt() for _request in range(6)]
+        picks = [ask(plugin, registry, three, attempt)[0] for attempt in attempts]
+        assert Counter(picks) == {"d": 2, "e": 2, "f": 2}
+        registry.load.end(attempts[1])
+        assert ask(plugin, registry, three) == [picks[1]]
+
+    def test_usage(self, plugin, registry):
+        registry.routing = "usage"
+        two = [candidate("a"), candidate("b")]
+        used = types.SimpleNamespace(usage=types.SimpleNamespace(total_tokens=100))
+        call = {"litellm_call_id": "1", "litellm_params": {"model_info": {"id": "a"}}}
+        asyncio.run(registry.async_log_success_event(call, used, None, None))
+        assert [choose(registry, two)[0] for _turn in range(3)] == ["b", "b", "b"]
+        now = time.monotonic()
+        assert registry.load.tokens("a", now) > 99
+        assert registry.load.tokens("a", now + plugin.USAGE_SECONDS) < 26
+        registry.load.keep({"b"})
+        assert registry.load.tokens("a", now) == 0
+
+
+class TestModes:
+    @pytest.mark.parametrize(
+        ("model", "call", "refused"),
+        [
+            ("g", "acompletion", ""),
+            ("g", "aembedding", "g is no embedding model"),
+            ("a", "aembedding", "a is no embedding model"),
+            ("e", "aembedding", ""),
+            ("e", "acompletion", "e is an embedding model"),
+            ("unknown", "aembedding", ""),
+        ],
+    )
+    def test_chat_and_embeddings_do_not_mix(self, plugin, model, call, refused):
+        registry = plugin.Registry(None)
+        embed = {"model_name": "e", "litellm_params": {}, "model_info": {"id": "e-1", "mode": "embedding"}}
+        declare(plugin, registry, candidate("a"), embed)
+        try:
+            asyncio.run(registry.async_pre_call_hook(None, None, {"model": model}, call))
+        except FakeHTTPError as error:
+            assert error.status_code == 400
+            assert refused
+            assert refused in str(error)
+        else:
+            assert not refused
 
 
 class Files:
@@ -230,11 +388,24 @@ class TestFollowing:
             files.write("deployments.json", document(1, candidate("a"), candidate("b"), candidate("same")))
             await until(lambda r: r["generation"] == 1)
             files.write("deployments.json", document(2, candidate("b", weight=2), candidate("c"), candidate("same")))
-            await until(lambda r: r["generation"] == 2 and r["deployments"] == 3)
+            await until(lambda r: r["generation"] == 2 and r["deployments"] == ["b", "c", "same"])
 
         files.follow(scenario)
         assert router.calls == ["a", "b", "same", "b", "c", "-a"]
         assert router.deployments["b"].litellm_params["weight"] == 2
+
+    def test_fallbacks_come_and_go_beside_those_of_the_config(self, files, router):
+        async def scenario(_registry, until):
+            groups = {"g": {"fallbacks": ["h"]}, "h": {"context_window_fallbacks": ["g", "i"]}}
+            files.write("deployments.json", document(1, candidate("a"), groups=groups))
+            await until(lambda r: r["generation"] == 1)
+            assert router.fallbacks == [{"own": ["x"]}, {"g": ["h"]}]
+            assert router.context_window_fallbacks == [{"h": ["g", "i"]}]
+            files.write("deployments.json", document(2, candidate("a")))
+            await until(lambda r: r["generation"] == 2)
+            assert (router.fallbacks, router.context_window_fallbacks) == ([{"own": ["x"]}], [])
+
+        files.follow(scenario)
 
     def test_it_leaves_models_of_the_config_alone(self, files, router):
         router.deployments["mine"] = FakeDeployment("m", {"model": "openai/x"}, {"id": "mine"})
@@ -256,7 +427,7 @@ class TestFollowing:
 
         files.follow(scenario)
         assert list(files.report()["rejected"]) == ["b"]
-        assert files.report()["deployments"] == 1
+        assert files.report()["deployments"] == ["a"]
 
     @pytest.mark.parametrize(
         "broken",
@@ -266,10 +437,11 @@ class TestFollowing:
             "[]",
             json.dumps({**document(2), "routing": "x"}),
             json.dumps(document(2, {})),
+            json.dumps(document(2, groups=["g"])),
             json.dumps(document(2, candidate("x"), candidate("x"))),
         ],
     )
-    def test_it_keeps_the_last_good_state_over_a_broken_file(self, files, router, broken):
+    def test_it_keeps_the_last_good_state_over_a_broken_file(self, files, router, broken, caplog):
         async def scenario(_registry, until):
             files.write("deployments.json", document(1, candidate("a")))
             await until(lambda r: r["generation"] == 1 and not r["error"])
@@ -283,6 +455,8 @@ class TestFollowing:
 
         files.follow(scenario)
         assert list(router.deployments) == ["b"]
+        told = [record.message for record in caplog.records if "keeping generation 1" in record.message]
+        assert len(told) == 1
 
     def test_it_keeps_the_last_good_state_over_missing_files(self, files, router):
         async def scenario(registry, until):
@@ -331,6 +505,17 @@ class TestFollowing:
             files.write("paused/operator.json", {"format": 1, "generation": 3, "paused": {"a": None}})
             await until(lambda r: r["error"] and "operator.json" in r["error"])
             assert registry.pauses == {"operator": {"a": {}}}
+            assert registry.stopped == {"a"}
+
+        files.follow(scenario)
+
+    def test_a_pause_that_ends_is_noticed(self, files, router):
+        async def scenario(registry, until):
+            until_when = time.time() + 0.3
+            files.write("paused/operator.json", {"format": 1, "generation": 2, "paused": {"a": {"until": until_when}}})
+            await until(lambda r: registry.stopped == {"a"})
+            await until(lambda r: registry.stopped == set())
+            assert time.time() >= until_when
 
         files.follow(scenario)
 

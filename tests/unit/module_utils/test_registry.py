@@ -27,9 +27,9 @@ def state_with(*names, generation=4, pauses=None, routing="round_robin"):
     return registry.State(generation, routing, entries, generation, held)
 
 
-def plan(deployments, state, purge=True, routing=None, asked=None):
+def plan(deployments, state, purge=True, routing=None, asked=None, groups=None):
     wanted = None if deployments is None else registry.wanted_entries(deployments, purge, state)
-    return registry.plan(wanted, routing, asked, state, NOW)
+    return registry.plan(wanted, groups, routing, asked, state, NOW)
 
 
 def worker(**changes):
@@ -41,6 +41,8 @@ def worker(**changes):
         "workers": 1,
         "rejected": {},
         "error": None,
+        "deployments": ["a"],
+        "in_flight": {},
     }
     return registry.Worker(**{**values, **changes})
 
@@ -101,6 +103,16 @@ class TestPlan:
         assert plan(None, state_with("a")).files == {}
         assert plan(None, EMPTY).files == {}
 
+    def test_fallbacks_change_alone(self):
+        groups = registry.wanted_groups([{"name": "chat", "fallbacks": ["other"]}, {"name": "other", "fallbacks": []}])
+        assert groups == {"chat": {"fallbacks": ["other"]}}
+        planned = plan(None, state_with("a"), groups=groups)
+        assert planned.files["deployments.json"]["groups"] == groups
+        again = registry.plan(None, groups, None, None, planned.state, NOW)
+        kept = registry.plan(None, None, None, None, planned.state, NOW)
+        assert again.files == kept.files == {}
+        assert list(registry.plan(None, {}, None, None, planned.state, NOW).files) == ["deployments.json"]
+
     def test_routing_changes_alone(self):
         planned = plan(None, state_with("a"), routing="shuffle")
         assert planned.files["deployments.json"]["routing"] == "shuffle"
@@ -135,19 +147,19 @@ class TestPauses:
     def test_an_end_counts_from_the_beginning(self):
         planned, paused = self.after(pausing(pause=["a"], expire_after=60), "a")
         assert paused == {"a": {"reason": "why", "since": NOW, "until": NOW + 60}}
-        again = registry.plan(None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 30)
+        again = registry.plan(None, None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 30)
         assert again.files == {}
-        kept = registry.plan(None, None, pausing(pause=["a"]), planned.state, NOW + 30)
+        kept = registry.plan(None, None, None, pausing(pause=["a"]), planned.state, NOW + 30)
         assert kept.files == {}
-        forever = registry.plan(None, None, pausing(pause=["a"], expire_after=0), planned.state, NOW + 30)
+        forever = registry.plan(None, None, None, pausing(pause=["a"], expire_after=0), planned.state, NOW + 30)
         assert forever.files["paused/operator.json"]["paused"] == {"a": {"reason": "why", "since": NOW}}
 
     def test_what_has_ended_is_none(self):
         planned, __ = self.after(pausing(pause=["a"], expire_after=60), "a")
         assert registry.paused_by(planned.state, NOW + 59) != {}
         assert registry.paused_by(planned.state, NOW + 61) == {}
-        assert registry.plan(None, None, pausing(resume=["a"]), planned.state, NOW + 61).files == {}
-        again = registry.plan(None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 61)
+        assert registry.plan(None, None, None, pausing(resume=["a"]), planned.state, NOW + 61).files == {}
+        again = registry.plan(None, None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 61)
         assert again.files["paused/operator.json"]["paused"]["a"]["since"] == NOW + 61
 
     def test_a_group_gets_traffic_when_one_of_its_deployments_does(self):
@@ -160,8 +172,8 @@ class TestPauses:
 
 
 class TestProblems:
-    def problems(self, named, state, groups=(), asked=None):
-        return registry.fleet_problems(named, state.deployments, groups, asked, state)
+    def problems(self, named, state, asked=None):
+        return registry.fleet_problems(named, state.deployments, asked, state)
 
     def test_an_id_twice(self):
         problems = registry.deployment_problems([deployment("a"), deployment("a"), deployment("b")])
@@ -174,9 +186,31 @@ class TestProblems:
         assert registry.deployment_problems([{"id": "a", "state": "absent"}, {"id": "b"}]) == []
 
     def test_a_group_without_a_deployment(self):
-        found = self.problems([], state_with("a"), ["chat", "embed"])
+        found = registry.group_problems([{"name": "chat"}, {"name": "embed"}], state_with("a").deployments)
         assert len(found) == 1
         assert "model group embed has no deployment" in found[0]
+
+    @pytest.mark.parametrize(
+        ("others", "message"),
+        [
+            (["chat"], "has itself among its"),
+            (["nobody"], "has nobody among its {key}, which has no deployment"),
+            (["embed"], "has embed among its {key}, which does something else"),
+            (["other"], None),
+        ],
+    )
+    @pytest.mark.parametrize("key", ["fallbacks", "context_window_fallbacks"])
+    def test_fallbacks_that_cannot_be(self, key, others, message):
+        declared = [deployment("a"), deployment("b", model_group="other")]
+        declared.append(deployment("e", model_group="embed", mode="embedding"))
+        after = {d["id"]: registry.entry(d) for d in declared}
+        found = registry.group_problems([{"name": "chat", key: others}], after)
+        assert len(found) == bool(message)
+        assert not message or message.format(key=key) in found[0]
+
+    def test_a_group_does_one_thing(self):
+        after = {d["id"]: registry.entry(d) for d in (deployment("a"), deployment("b", mode="embedding"))}
+        assert "has chat and embedding deployments" in registry.group_problems([], after)[0]
 
     def test_an_id_that_is_a_group(self):
         state = state_with()._replace(deployments={"chat": registry.entry(deployment("chat"))})
@@ -214,6 +248,10 @@ class TestWaiting:
         state = state_with("a", pauses={"guard": ["a"]})
         assert registry.waiting_for([worker()], state, None) != ""
         assert registry.waiting_for([worker(paused_generations={"guard": 3})], state, None) == ""
+
+    def test_what_a_worker_does_not_know(self):
+        assert registry.unknown_to(worker(), state_with("a", "b")) == ["b"]
+        assert registry.unknown_to(worker(), state_with("a")) == []
 
     def test_refusals_are_told_of_this_generation_only(self):
         refused = worker(rejected={"a": "no such provider"})

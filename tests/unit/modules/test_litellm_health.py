@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -135,8 +137,34 @@ def test_it_asks_again_only_those_that_did_not_answer(run, gateway):
     assert gateway.requests.count(("/v1/chat/completions", "late")) == 2
 
 
-def test_a_wrong_key(run):
-    assert "No connected db." in run(deployments=["chat"], master_key="sk-2")["deployments"][0]["problem"]
+def test_a_wrong_key_is_said_at_once(run, gateway):
+    result = run(deployments=["chat"], master_key="sk-2", timeout=60)
+    assert result["failed"]
+    assert "does not accept the key (HTTP 400" in result["msg"]
+    assert "Give its master key" in result["msg"]
+    assert "sk-2" not in result["msg"]
+    assert gateway.requests == ["/health/readiness", "/model/info"]
+
+
+def test_each_worker_must_know_each_deployment(run, tmp_path):
+    def report(pid, *known):
+        content = {"format": 1, "pid": pid, "at": time.time(), "generation": 3, "paused_generations": {}, "workers": 2}
+        content.update(rejected={}, error=None, deployments=list(known), in_flight={"a": 1})
+        (tmp_path / "applied" / f"{pid}.json").write_text(json.dumps(content))
+
+    (tmp_path / "applied").mkdir()
+    entries = [{"model_name": "g", "litellm_params": {}, "model_info": {"id": name}} for name in "ab"]
+    document = {"format": 1, "generation": 3, "routing": "round_robin", "deployments": entries}
+    (tmp_path / "deployments.json").write_text(json.dumps(document))
+    report(os.getpid(), "a", "b")
+    assert "2 of the gateway's workers to report, and 1 did" in run(registry=str(tmp_path))["msg"]
+    report(os.getppid(), "a")
+    assert f"worker {os.getppid()} to know b" in run(registry=str(tmp_path))["msg"]
+    report(os.getppid(), "a", "b")
+    result = run(registry=str(tmp_path))
+    assert not result.get("failed")
+    assert sorted(worker["pid"] for worker in result["workers"]) == sorted([os.getpid(), os.getppid()])
+    assert result["workers"][0]["in_flight"] == {"a": 1}
 
 
 def test_no_key(run, tmp_path):

@@ -73,6 +73,8 @@ def test_a_sound_fleet_has_instances_models_and_deployments():
         "deployment_id": "mac-1-chat-a-chat-2",
         "type": "llm",
         "load": {"context_length": 4096, "parallel": 2},
+        "weight": None,
+        "order": None,
         "path": "lmfleet/chat/chat.gguf",
         "sha256": SHA,
         "draft": None,

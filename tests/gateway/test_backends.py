@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The real LiteLLM before backends that break, and the ways to share requests among those that do not."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.error
+from collections import Counter
+
+import pytest
+
+from gateway_under_test import BackendServer
+from traffic import Client, Traffic
+
+pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def gateway(start):
+    # With the default cooldown a backend that failed in one test would be out of the next ones.
+    return start(litellm_workers=2, litellm_router_settings={"cooldown_time": 1})
+
+
+@pytest.fixture
+def two(gateway, backends):
+    """The gateway with two equal backends, which are given up after two seconds."""
+    for backend in backends:
+        backend.chunk_seconds = 0.05
+    gateway.declare([backend.deployment(timeout=2, stream_timeout=2) for backend in backends[:2]], model_groups=[])
+    return gateway
+
+
+def until(condition, what, timeout=30):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.1)
+
+
+def refusal(gateway, stream=False, model="chat"):
+    """Ask what cannot be answered; return (status, retry-after, message)."""
+    payload = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "x"}]}
+    try:
+        with gateway.open("/v1/chat/completions", payload) as reply:
+            return reply.status, None, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["retry-after"], json.loads(error.read())["error"]["message"]
+
+
+def in_flight(gateway):
+    counts = Counter()
+    for report in gateway.reports():
+        counts.update(report["in_flight"])
+    return dict(counts)
+
+
+@pytest.mark.parametrize("fault", [True, "html", "hang", "reset"])
+def test_a_backend_that_breaks_costs_nobody_a_request(two, backends, fault):
+    with Traffic(two.url, two.key, "chat") as traffic:
+        traffic.wait_for(8)
+        backends[0].failing = fault
+        traffic.wait_for(40)
+        backends[0].calm()
+        until(lambda: backends[0].asked > 3, "the backend is back in rotation")
+    traffic.assert_none_failed(least=5)
+
+
+@pytest.fixture
+def mortal():
+    """Return a function that starts a backend which may be killed; all end with the test."""
+    made = []
+
+    def mortal(name, port=0):
+        made.append(BackendServer(name, port))
+        made[-1].run()
+        return made[-1]
+
+    yield mortal
+    for backend in made:
+        backend.kill()
+
+
+def test_one_of_two_killed_in_the_middle_of_300_requests(two, backends, mortal):
+    victim = mortal("victim")
+    two.declare([victim.deployment(), backends[0].deployment()])
+    killer = threading.Thread(target=lambda: (until(lambda: victim.asked > 50, "50 requests"), victim.kill()))
+    killer.start()
+    counts = two.ask_many(300)
+    killer.join()
+    assert sum(counts.values()) == 300
+    assert 40 < counts["mac-victim"] < 100
+    mortal("victim", victim.server_port)
+    until(lambda: two.ask()[1] == "mac-victim", "the backend is back in rotation")
+
+
+def test_all_gone_is_said_plainly_and_ends_by_itself(two, mortal):
+    first, second = mortal("first"), mortal("second")
+    two.declare([first.deployment(), second.deployment()])
+    assert len(two.ask_many(8)) == 2
+    first.kill()
+    second.kill()
+    answers = [refusal(two, stream) for stream in (False, True) for _attempt in range(4)]
+    assert {status for status, __, __ in answers} <= {429, 503}
+    assert all(int(retry_after) >= 1 for __, retry_after, __ in answers), answers
+    mortal("first", first.server_port)
+    until(lambda: two.ask()[1] == "mac-first", "the service is back")
+
+
+def test_a_stream_that_dies_is_no_whole_answer(two, backends):
+    for backend in backends:
+        backend.failing = "dies"
+    client = Client(two.url, "stream", keeps_connection=False)
+    answers = [client.ask(two.key, "chat") for _attempt in range(4)]
+    # Either none of it was seen, or the stream says that it broke off.
+    assert all(answer.problem for answer in answers), answers
+    for backend in backends:
+        backend.calm()
+    until(lambda: not client.ask(two.key, "chat").problem, "streams are whole again")
+
+
+def test_nothing_stays_in_flight(two, backends):
+    for backend in backends:
+        backend.chunk_seconds = 0.3
+    client = Client(two.url, "stream", keeps_connection=False)
+    asking = threading.Thread(target=client.ask, args=(two.key, "chat"))
+    asking.start()
+    until(lambda: sum(in_flight(two).values()) == 1, "a stream is in flight")
+    asking.join()
+    until(lambda: in_flight(two) == {}, "none is")
+    # A client that goes away in the middle.
+    for backend in backends:
+        backend.chunk_seconds = 1
+    payload = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    with two.open("/v1/chat/completions", payload):
+        until(lambda: sum(in_flight(two).values()) == 1, "a stream is in flight")
+    until(lambda: in_flight(two) == {}, "none is")
+
+
+def test_a_full_deployment_is_passed_over_while_another_has_room(two, backends):
+    backends[0].answer_seconds = 4
+    two.declare([backends[0].deployment(parallel_limit=2), backends[1].deployment(parallel_limit=50)])
+    counts = two.ask_many(40)
+    # One for each worker, and what is chosen in the moment before it counts.
+    assert counts["mac-a"] <= 6
+    backends[1].answer_seconds = 0.2
+    two.declare([backend.deployment(parallel_limit=2) for backend in backends[1:3]])
+    # Full or not, nothing is refused.
+    assert sum(two.ask_many(24, at_a_time=12).values()) == 24
+
+
+@pytest.mark.parametrize("routing", ["least_busy", "usage"])
+def test_other_ways_to_choose(two, backends, routing):
+    backends[0].answer_seconds = 1
+    two.declare([backend.deployment() for backend in backends[:2]], routing=routing)
+    counts = two.ask_many(60)
+    two.declare(routing="round_robin")
+    if routing == "least_busy":
+        assert 0 < counts["mac-a"] < 25
+    else:
+        # What counts are tokens, and all answers have as many.
+        assert set(counts) == {"mac-a", "mac-b"}
+
+
+def test_another_group_answers_for_one_that_cannot(two, backends):
+    a, b = backends[0].deployment(), backends[1].deployment(model_group="other")
+    groups = [{"name": "chat", "fallbacks": ["other"]}, {"name": "other"}]
+    backends[0].failing = True
+    two.declare([a, b], model_groups=groups)
+    assert {two.ask()[1] for _attempt in range(6)} == {"mac-b"}
+    assert two.declare([a, b], model_groups=groups)["changed"] is False
+    two.declare([a, b], model_groups=[])
+    assert refusal(two)[0] in (429, 503)
+
+
+def test_a_prompt_that_is_too_long_goes_to_the_group_for_that(two, backends):
+    small = backends[0].deployment(max_input_tokens=20)
+    large = backends[1].deployment(model_group="large", model="large")
+    two.declare([small, large], model_groups=[{"name": "chat", "context_window_fallbacks": ["large"]}])
+    payload = {"model": "chat", "messages": [{"role": "user", "content": "word " * 200}]}
+    with two.open("/v1/chat/completions", payload) as reply:
+        assert reply.headers["x-litellm-model-id"] == "mac-b"
+    assert two.ask()[1] == "mac-a"
+    two.declare([small, large], model_groups=[])
+    with pytest.raises(urllib.error.HTTPError) as refused, two.open("/v1/chat/completions", payload):
+        pass
+    with refused.value as error:
+        assert error.code == 400
+        assert "context" in error.read().decode().lower()
+
+
+def test_embeddings_and_chats_do_not_mix(two, backends):
+    two.declare([backends[0].deployment(), backends[1].deployment(model_group="embed", mode="embedding")])
+    status, __, message = refusal(two, model="embed")
+    assert (status, "ask /v1/embeddings" in message) == (400, True)
+    with pytest.raises(urllib.error.HTTPError) as refused, two.open("/v1/embeddings", {"model": "chat", "input": "x"}):
+        pass
+    with refused.value as error:
+        assert error.code == 400
+    assert (backends[0].asked, backends[1].asked) == (0, 0)
+    with two.open("/v1/embeddings", {"model": "embed", "input": "x"}) as reply:
+        assert json.load(reply)["data"][0]["embedding"] == [0.5, 0.25]
