@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Turns a pylock.toml into a short hash-locked requirements file: the wheels of one platform only.
 
-    lock_to_requirements.py PYLOCK (macos-arm64 | linux-x86_64 | all)
+    lock_to_requirements.py PYLOCK (macos-arm64 | linux-x86_64 | all) [BASE]
 
 Holds the hashes of every wheel that one of the supported Pythons can install there ("all": every wheel there is), and
-names neither an index nor a host, so it installs from any mirror. Needs the package "packaging".
+names neither an index nor a host, so it installs from any mirror. Leaves out what the requirements file BASE has.
+Needs the package "packaging".
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -85,9 +87,12 @@ def hashes(package: dict, tags: set[Tag] | None) -> list[str]:
     return sorted(found)
 
 
-def main(lock: str, platform: str) -> None:
+def main(lock: str, platform: str, base: str | None = None) -> None:
     tags = None if platform == "all" else tags_of(platform)
+    there = re.findall(r"^([\w.-]+)==", Path(base).read_text(encoding="utf-8"), re.M) if base else []
     for package in tomllib.loads(Path(lock).read_text(encoding="utf-8"))["packages"]:
+        if package["name"] in there:
+            continue
         if (behind := condition(package, platform)) is not None:
             lines = [
                 f"{package['name']}=={package['version']}{behind}",

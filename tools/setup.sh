@@ -3,7 +3,7 @@
 # Gets a checkout ready. Each LEVEL adds to what a controller needs:
 #   controller  .venv with ansible-core: enough to run the playbooks on real Macs; no root, Linux or macOS
 #   sandbox     what the sandbox Macs need: Debian packages (root) and the files they download, in .cache
-#   dev         .venv with the test and lint tools as well
+#   dev         .venv with the test and lint tools as well; with sandbox, also what only tests download
 # Quick when nothing is missing; safe to kill and to run again at any point.
 # PYTHON=/path/to/python3 chooses the interpreter of a new .venv.
 set -euo pipefail
@@ -33,6 +33,7 @@ main() {
   [ $sandbox = no ] || ensure_packages
   ensure_venv $dev
   [ $sandbox = no ] || ensure_sandbox_files
+  [ $sandbox = no ] || [ $dev = no ] || ensure_test_files
 }
 
 die() {
@@ -200,6 +201,10 @@ supported() { # COMMAND
 ensure_sandbox_files() {
   step 'LM Studio stand-in, engine and model for the sandbox' .venv/bin/python tests/sandbox/lmstudio/fill_mirror.py --cache .cache
   step 'gateway packages for the sandbox' .venv/bin/python tests/sandbox/fill_wheels.py --cache .cache
+}
+
+ensure_test_files() {
+  step 'Postgres for the tests of the gateway' .venv/bin/python tests/sandbox/fill_postgres.py --cache .cache
 }
 
 main "$@"

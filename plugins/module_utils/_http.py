@@ -50,11 +50,13 @@ def request_json(
     payload: object | None = None,
     headers: Mapping[str, str] | None = None,
     timeout: float = 5.0,
+    context: ssl.SSLContext | None = None,
 ) -> Reply:
     """Send one request and return its Reply; never raises for what the network or the server does.
 
     `payload` is sent as JSON. `timeout` is seconds for the whole exchange, also against a server that sends one byte
-    at a time. Proxies of the environment are not used and redirects are not followed: the peer is a known address.
+    at a time. `context` says whom https trusts, otherwise it is the certificates of this machine. Proxies of the
+    environment are not used and redirects are not followed: the peer is a known address.
     """
     deadline = time.monotonic() + timeout
     parts = urllib.parse.urlsplit(url)
@@ -66,7 +68,7 @@ def request_json(
     sent.update(headers or {})
     connection = None
     try:
-        connection = _connection(parts, timeout)
+        connection = _connection(parts, timeout, context)
         connection.request(method, target, body=data, headers=sent)
         peer = connection.sock  # getresponse() lets go of it
         response = connection.getresponse()
@@ -83,11 +85,13 @@ def request_json(
         return Reply(response.status, None, "the answer is not JSON", text)
 
 
-def _connection(parts: urllib.parse.SplitResult, timeout: float) -> http.client.HTTPConnection:
+def _connection(
+    parts: urllib.parse.SplitResult, timeout: float, context: ssl.SSLContext | None
+) -> http.client.HTTPConnection:
     if not parts.hostname or parts.scheme not in ("http", "https"):
         raise ValueError("not an http(s) URL")
     if parts.scheme == "https":
-        context = ssl.create_default_context()
+        context = context or ssl.create_default_context()
         return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=context)
     return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
 

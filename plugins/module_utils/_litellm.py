@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ SAFE = "1.106.2"
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 
 MASTER_KEY_VARIABLE = "LITELLM_MASTER_KEY"
+DATABASE_VARIABLE = "DATABASE_URL"
 #: Written into the environment file, so that its hash says nothing about the secrets in it.
 SALT_VARIABLE = "LMFLEET_SALT"
 MARKER = ".lmfleet-complete"
@@ -54,6 +56,34 @@ def version_problem(version: str, requirements: str) -> str:
     if "--hash=sha256:" not in requirements:
         return "The lock has no hashes. Make one with tools/lock_gateway.sh."
     return ""
+
+
+def database_problem(url: str, requirements: str, *environments: Mapping[str, object]) -> str:
+    """Return why LiteLLM could not use the database, or "". Says nothing of the URL, which has a password in it."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        whole = parts.scheme in ("postgresql", "postgres") and parts.hostname and parts.port != 0 and parts.path[1:]
+    except ValueError:
+        whole = False
+    if not whole:
+        return (
+            "The address of the database is not one that LiteLLM takes. Write it as "
+            "postgresql://user:password@host:5432/name, with special characters of the password percent-encoded "
+            "(litellm_database_url)."
+        )
+    if not re.search(r"^prisma==", requirements, re.M):
+        return (
+            "The lock does not pin prisma, with which LiteLLM reaches a database. Set litellm_postgres_requirements "
+            "to a lock that does (tools/lock_gateway.sh makes one)."
+        )
+    if any(DATABASE_VARIABLE in environment for environment in environments):
+        return f"{DATABASE_VARIABLE} is in the environment; give the address as litellm_database_url only."
+    return ""
+
+
+def native_schema(text: str) -> str:
+    """Return the schema for Prisma for the engine of this machine only; LiteLLM's own names five."""
+    return re.sub(r"binaryTargets\s*=\s*\[[^\]]*\]", 'binaryTargets = ["native"]', text)
 
 
 def python_problem(path: str, version: Sequence[int]) -> str:

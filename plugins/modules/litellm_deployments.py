@@ -31,8 +31,39 @@ options:
   registry:
     description:
       - Folder of the gateway's registry, the C(registry) folder below O(lmfleet.mac.litellm_gateway#module:root).
+      - V(api) stands for the database of a gateway that has one, behind LiteLLM's admin API at O(url). The options and
+        results are the same, with these differences. A paused deployment is not even asked by its id. The end of a
+        pause comes with the first run after it. A deployment that loses a setting is removed and added again.
+        Whatever was not made by this module is left alone.
     type: path
     required: true
+  url:
+    description:
+      - Address of the gateway. Only for O(registry=api), which needs it.
+    type: str
+  master_key:
+    description:
+      - The gateway's master key. Only for O(registry=api).
+    type: str
+  master_key_file:
+    description:
+      - File with the master key, instead of O(master_key). Only for O(registry=api).
+    type: path
+  validate_certs:
+    description:
+      - Whether the certificate of the gateway must be a good one. Only for O(registry=api).
+    type: bool
+    default: true
+  ca_path:
+    description:
+      - File with the certificates to trust instead of those of this machine. Only for O(registry=api).
+    type: path
+  reload_interval:
+    description:
+      - How often, in seconds, each worker looks into the database (C(proxy_config_reload_interval_seconds) of LiteLLM).
+        After a change the task takes at least that long. Only for O(registry=api).
+    type: float
+    default: 30
   deployments:
     description:
       - The deployments. Where this is not set, they stay as they are.
@@ -196,7 +227,7 @@ options:
     type: int
   timeout:
     description:
-      - Seconds to wait for the workers. With V(0) the task does not wait.
+      - Seconds to wait for the workers, for O(registry=api) after O(reload_interval). With V(0) the task does not wait.
     type: float
     default: 30
 """
@@ -238,6 +269,17 @@ EXAMPLES = r"""
     registry: ~/.lmfleet/gateway/registry
     owner: rollout
     purge_pauses: true
+
+- name: The same at a gateway that keeps its deployments in a database
+  lmfleet.mac.litellm_deployments:
+    registry: api
+    url: https://gateway.example.com
+    master_key: "{{ litellm_master_key }}"
+    deployments:
+      - id: mac-1-chat-a-smollm2
+        model_group: smollm2
+        model: smollm2
+        api_base: http://mac-1:1234/v1
 """
 
 RETURN = r"""
@@ -246,7 +288,7 @@ generation:
   returned: success
   type: int
 routing:
-  description: How requests are spread.
+  description: How requests are spread. For O(registry=api) there is none.
   returned: success
   type: str
 deployments:
@@ -276,24 +318,24 @@ paused:
   returned: success
   type: dict
   sample: {mac-2-chat-a-smollm2: {operator: {reason: memory upgrade, since: 1795382112.5, until: 1795389312.5}}}
-problem:
-  description: What the gateway's workers have not applied of what the registry had before this task.
-  returned: in check mode, when there is something
-  type: str
 workers:
-  description: Process ids of the workers that have applied the declaration. Empty in check mode and with O(timeout=0).
+  description:
+    - Process ids of the workers that have applied the declaration. Empty in check mode, with O(timeout=0) and with
+      O(registry=api).
   returned: success
   type: list
   elements: int
 """
 
 import os
+import ssl
 import time
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._files import LockTimeoutError, exclusive, file_diff
 from ..module_utils._registry import (
+    NO_TOKEN,
     OWNERS,
     ROUTINGS,
     Pausing,
@@ -310,7 +352,10 @@ from ..module_utils._registry import (
     wanted_entries,
     wanted_groups,
 )
+from ..module_utils._registry_api import ApiError, ApiRegistry, RefusedError, calls, foreign_problems
 
+#: Stands for the registry in a database, in place of a folder.
+API = "api"
 POLL_SECONDS = 0.1
 
 DEPLOYMENT = {
@@ -412,10 +457,89 @@ def tell_refusals(module, refused, result):
         module.warn(line)
 
 
+def api_registry(params):
+    """Return the registry behind the admin API. Raises ValueError for options that do not fit, OSError for files."""
+    if not params["url"]:
+        raise ValueError("registry: api needs url, the address of the gateway")
+    if bool(params["master_key"]) == bool(params["master_key_file"]):
+        raise ValueError("registry: api needs either master_key or master_key_file")
+    if params["routing"]:
+        raise ValueError(
+            "routing is for the registry in a folder; a gateway with a database takes routing_strategy of "
+            "litellm_router_settings"
+        )
+    for group in params["model_groups"] or []:
+        if group["fallbacks"] or group["context_window_fallbacks"]:
+            raise ValueError(
+                f"the model group {group['name']} has fallbacks, which are for the registry in a folder; a gateway "
+                "with a database takes them from litellm_router_settings"
+            )
+    key = params["master_key"]
+    if not key:
+        with open(params["master_key_file"], encoding="utf-8") as stream:
+            key = stream.read().strip()
+    context = ssl.create_default_context(cafile=params["ca_path"])
+    if not params["validate_certs"]:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return ApiRegistry(params["url"], key, context)
+
+
+def converge_api(module, registry, asked):
+    """Do for a database what the rest does for files; return the result."""
+    try:
+        return apply_api(module, registry, asked)
+    except RefusedError:
+        # The worker that was asked may have known less than the database, after a run that was killed.
+        time.sleep(module.params["reload_interval"])
+        return apply_api(module, registry, asked)
+
+
+def apply_api(module, registry, asked):
+    """Plan, call and wait; return the result. Fails the module when the outcome could not work."""
+    params = module.params
+    given = params["deployments"] or []
+    tokens = {deployment["id"]: deployment["api_key"] or NO_TOKEN for deployment in given}
+    registry.check()
+    actual = registry.read(tokens)
+    state, now = actual.state, time.time()
+    wanted = None if params["deployments"] is None else wanted_entries(given, params["purge"], state)
+    after = state.deployments if wanted is None else wanted
+    problems = fleet_problems(given, after, asked, state) + group_problems(params["model_groups"] or [], after)
+    refuse(module, problems + foreign_problems(after, actual.foreign, registry.url))
+    planned = plan(wanted, None, None, asked, state, now)
+    todo = calls(actual, planned.state, now)
+    for group in groups_without_traffic(planned.state, now):
+        module.warn(f"All deployments of the model group {group} are paused: requests for it are refused.")
+    if not module.check_mode:
+        registry.apply(todo)
+        if todo and params["timeout"] > 0:
+            registry.wait(planned.state, tokens, params["reload_interval"], params["timeout"])
+    diff = file_diff(registry.url, describe(state), describe(planned.state, state))
+    return {
+        "changed": bool(todo),
+        "generation": planned.state.generation,
+        "routing": None,
+        "deployments": sorted(planned.state.deployments),
+        "added": planned.added,
+        "updated": planned.changed,
+        "removed": planned.removed,
+        "paused": paused_by(planned.state, now),
+        "workers": [],
+        "diff": diff if todo else {"before": "", "after": ""},
+    }
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
             "registry": {"type": "path", "required": True},
+            "url": {"type": "str"},
+            "master_key": {"type": "str", "no_log": True},
+            "master_key_file": {"type": "path", "no_log": False},
+            "validate_certs": {"type": "bool", "default": True},
+            "ca_path": {"type": "path"},
+            "reload_interval": {"type": "float", "default": 30},
             "deployments": {"type": "list", "elements": "dict", "options": DEPLOYMENT},
             "purge": {"type": "bool", "default": False},
             "model_groups": {"type": "list", "elements": "dict", "options": MODEL_GROUP},
@@ -433,7 +557,9 @@ def main():
     refuse(module, deployment_problems(module.params["deployments"] or []))
     try:
         asked = pausing(module.params)
-    except ValueError as error:
+        if module.params["registry"] == API:
+            module.exit_json(**converge_api(module, api_registry(module.params), asked))
+    except (ValueError, ApiError, OSError) as error:
         module.fail_json(msg=str(error))
     try:
         if module.check_mode:
@@ -460,11 +586,7 @@ def main():
         "workers": [],
         "diff": diff,
     }
-    if module.check_mode:
-        missing = waiting_for(registry.workers(time.time()), registry.read(), module.params["workers"])
-        if missing:
-            result["problem"] = f"The registry waits for {missing}."
-    elif module.params["timeout"] > 0:
+    if module.params["timeout"] > 0 and not module.check_mode:
         try:
             workers = wait_for_workers(registry, planned.state, module.params["workers"], module.params["timeout"])
         except TimeoutError as error:

@@ -75,6 +75,17 @@ options:
       - Environment variables for the gateway only. O(environment) comes before it.
     type: dict
     default: {}
+  database_url:
+    description:
+      - Address of a Postgres database, with user and password, as V(postgresql://user:password@host:5432/litellm).
+        Where it is set, O(database_requirements) must pin C(prisma), which LiteLLM reaches its database with.
+      - LiteLLM gets it as C(DATABASE_URL), in the file that only its user can read.
+    type: str
+  database_requirements:
+    description:
+      - Text of the lock of what LiteLLM needs for a database beyond O(requirements).
+    type: str
+    default: ""
   config:
     description:
       - Text of C(config.yaml).
@@ -150,13 +161,14 @@ fingerprint:
   returned: success
   type: str
 actions:
-  description: What was done, out of C(tools), C(venv), C(switch), C(remove) and the names of files.
+  description: What was done, out of C(tools), C(venv), C(database), C(switch), C(remove) and the names of files.
   returned: success
   type: list
   elements: str
   sample: [config.yaml]
 """
 
+import glob
 import os
 import pwd
 import re
@@ -211,6 +223,10 @@ class Gateway:
         python = params["python"] or "cpython-" + params["python_version"]
         self.tools = _litellm.folder_name("tools", params["uv_requirements"])
         self.venv = _litellm.folder_name("venv", params["requirements"], python)
+        #: What LiteLLM needs for a database, or "" where it has none.
+        self.database = ""
+        if params["database_url"]:
+            self.database = _litellm.folder_name("database", params["database_requirements"], self.venv)
 
     def path(self, *parts: str) -> str:
         """Return a path below the folder."""
@@ -219,6 +235,11 @@ class Gateway:
     def refuse_what_cannot_be(self) -> None:
         """Raise GatewayError for parameters that can never work."""
         problem = _litellm.version_problem(self.params["version"], self.params["requirements"])
+        if not problem and self.params["database_url"]:
+            given = (self.params["environment"], self.params["service_environment"])
+            problem = _litellm.database_problem(
+                self.params["database_url"], self.params["database_requirements"], *given
+            )
         if problem:
             raise GatewayError(problem)
         user = self.params["user"]
@@ -244,6 +265,9 @@ class Gateway:
         variables = dict(self.params["service_environment"])
         variables.update(self.params["environment"])
         variables[_litellm.MASTER_KEY_VARIABLE] = key
+        if self.params["database_url"]:
+            variables[_litellm.DATABASE_VARIABLE] = self.params["database_url"]
+            variables["PYTHONPATH"] = self.path(self.database)
         salt = _litellm.salt_of(self.text("gateway.env")) or secrets.token_hex(16)
         try:
             environment = _litellm.Environment(variables, salt).render()
@@ -270,7 +294,11 @@ class Gateway:
 
     def venvs(self) -> dict:
         """Return name to change time of what is there of virtual environments, whole or not."""
-        names = [name for name in os.listdir(self.root) if re.fullmatch(r"venv-[0-9a-f]{12}", name)]
+        return self.folders("venv")
+
+    def folders(self, kind: str) -> dict:
+        """Return name to change time of the installed folders of one kind, whole or not."""
+        names = [name for name in os.listdir(self.root) if re.fullmatch(kind + r"-[0-9a-f]{12}", name)]
         return {name: os.stat(self.path(name)).st_mtime for name in names}
 
     # -- changing it
@@ -310,7 +338,7 @@ class Gateway:
     def install_gateway(self, folder: str) -> None:
         """Install LiteLLM and all it needs, by the lock."""
         uv = self.path(self.tools, "bin", "uv")
-        own = {"UV_PYTHON_INSTALL_DIR": self.path("python"), "UV_NO_PROGRESS": "1", "UV_NO_CACHE": "1"}
+        own = {"UV_PYTHON_INSTALL_DIR": self.path("python"), "UV_NO_PROGRESS": "1"}
         python = self.params["python"]
         if python:
             code = "import sys; print(*sys.version_info[:2])"
@@ -329,6 +357,38 @@ class Gateway:
         argv = [uv, "pip", "sync", "--quiet", "--no-cache", "--python", os.path.join(folder, "bin", "python")]
         argv += ["--require-hashes", "--only-binary", ":all:", "--compile-bytecode", requirements]
         self.command(f"installing LiteLLM {self.params['version']}", argv, own)
+
+    def install_database_client(self, folder: str) -> None:
+        """Install Prisma, and have it write the code with which this LiteLLM reaches a database."""
+        python = self.path(self.venv, "bin", "python")
+        os.mkdir(folder)
+        requirements = os.path.join(folder, "requirements.txt")
+        atomic_write(requirements, self.params["database_requirements"])
+        argv = [self.path(self.tools, "bin", "uv"), "pip", "install", "--quiet", "--no-cache", "--no-deps"]
+        argv += [
+            "--python",
+            python,
+            "--target",
+            folder,
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "-r",
+            requirements,
+        ]
+        self.command("installing Prisma", argv, {"UV_NO_PROGRESS": "1"})
+        found = glob.glob(
+            self.path(self.venv, "lib", "python3.*", "site-packages", "litellm", "proxy", "schema.prisma")
+        )
+        if len(found) != 1:
+            raise GatewayError(f"LiteLLM {self.params['version']} has no schema.prisma, so it can use no database.")
+        schema = os.path.join(folder, "schema.prisma")
+        atomic_write(schema, _litellm.native_schema((read_bytes(found[0]) or b"").decode("utf-8")))
+        # Prisma looks for its generator, and for Node, on the path.
+        given = {**os.environ, **self.params["service_environment"], **self.params["environment"]}
+        path = os.path.join(folder, "bin") + os.pathsep + str(given.get("PATH", os.defpath))
+        argv = [python, "-m", "prisma", "generate", "--schema", schema]
+        self.command("making the database client", argv, {"PATH": path, "PYTHONPATH": folder})
 
     def check_config(self, texts: dict) -> None:
         """Have LiteLLM read the new configuration, beside the one in use; raises GatewayError."""
@@ -373,6 +433,9 @@ def plan(gateway: Gateway, texts: dict) -> list[str]:
     actions = []
     if not gateway.complete(gateway.venv):
         actions += ([] if gateway.complete(gateway.tools) else ["tools"]) + ["venv"]
+    if gateway.database and not gateway.complete(gateway.database):
+        actions += [name for name in ("tools",) if name not in actions and not gateway.complete(gateway.tools)]
+        actions.append("database")
     actions += [name for name in texts if gateway.text(name) != texts[name]]
     if gateway.current() != gateway.venv:
         actions.append("switch")
@@ -385,6 +448,8 @@ def carry_out(gateway: Gateway, texts: dict, actions: list[str]) -> None:
         gateway.build(gateway.tools, "uv", gateway.install_tools)
     if "venv" in actions:
         gateway.build(gateway.venv, "LiteLLM " + gateway.params["version"], gateway.install_gateway)
+    if "database" in actions:
+        gateway.build(gateway.database, "Prisma", gateway.install_database_client)
     if {"venv", "switch", "config.yaml", "lmfleet_registry.py"} & set(actions):
         gateway.check_config(texts)
     for name in texts:
@@ -433,6 +498,7 @@ def converge(module: AnsibleModule, gateway: Gateway) -> dict:
     if not module.check_mode:
         carry_out(gateway, texts, actions)
         superfluous = _litellm.superfluous(gateway.venvs(), gateway.venv)
+        superfluous += _litellm.superfluous(gateway.folders("database"), gateway.database)
         for name in superfluous:
             shutil.rmtree(gateway.path(name), ignore_errors=True)
         actions += ["remove"] * bool(superfluous)
@@ -451,6 +517,8 @@ def main() -> None:
             "python_version": {"type": "str", "default": "3.12.16"},
             "environment": {"type": "dict", "default": {}},
             "service_environment": {"type": "dict", "default": {}},
+            "database_url": {"type": "str", "no_log": True},
+            "database_requirements": {"type": "str", "default": ""},
             "config": {"type": "str", "required": True},
             "config_source": {"type": "str", "default": "config"},
             "plugin": {"type": "str", "required": True},

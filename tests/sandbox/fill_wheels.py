@@ -16,13 +16,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 FILES = Path(__file__).resolve().parents[2] / "roles" / "litellm" / "files"
 LOCKS = (FILES / "requirements-linux-x86_64.txt", FILES / "requirements-uv.txt")
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
     """Return what a command prints. Raises RuntimeError with all it said when it fails."""
     result = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if result.returncode:
@@ -30,11 +31,11 @@ def _run(command: list[str]) -> str:
     return result.stdout.strip()
 
 
-def _download(python: str, wheels: Path) -> None:
+def _download(python: str, wheels: Path, locks: Iterable[Path]) -> None:
     # pip looks at the hashes of what is in the folder already, and fetches again what is not whole.
     pip = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    for lock in LOCKS:
-        _run([*pip, "--no-deps", "--only-binary", ":all:", "--require-hashes", "-d", str(wheels), "-r", str(lock)])
+    for lock in locks:
+        run([*pip, "--no-deps", "--only-binary", ":all:", "--require-hashes", "-d", str(wheels), "-r", str(lock)])
 
 
 def _list_as_index(wheels: Path, index: Path) -> None:
@@ -47,20 +48,23 @@ def _list_as_index(wheels: Path, index: Path) -> None:
             os.link(wheel, listed)
 
 
-def fill(cache: Path, python: str) -> None:
-    """Make the mirror complete for one Python. Raises RuntimeError when a download fails."""
+def fill(cache: Path, python: str, locks: Collection[Path] = LOCKS, name: str = "wheels") -> None:
+    """Make the mirror complete for one Python and the locks that go by `name`.
+
+    Raises RuntimeError when a download fails.
+    """
     wheels = cache / "mirror" / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
-    version = _run([python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])"])
-    wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in LOCKS)).hexdigest()
+    version = run([python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])"])
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in locks)).hexdigest()
     # Outside of what the mirror serves.
-    stamp = cache / f"wheels-{version}.sha256"
+    stamp = cache / f"{name}-{version}.sha256"
     with (cache / "wheels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if stamp.is_file() and stamp.read_text() == wanted:
             return
-        print(f"fetching the gateway's packages for Python {version} (about 190 MB)", file=sys.stderr, flush=True)
-        _download(python, wheels)
+        print(f"fetching the packages of the gateway ({name}) for Python {version}", file=sys.stderr, flush=True)
+        _download(python, wheels, locks)
         _list_as_index(wheels, cache / "mirror" / "simple")
         stamp.write_text(wanted)
 

@@ -277,3 +277,77 @@ def test_the_former_venv_is_kept_and_older_ones_are_not(run, root):
     assert {path.name for path in root.glob("venv-*")} == {second, os.path.basename(third["venv"])}
     back = run(requirements=LOCK + "# 2")
     assert back["actions"] == ["switch"]
+
+
+DATABASE = {
+    "database_url": "postgresql://me:secret-word@db:5432/litellm",
+    "database_requirements": "prisma==0.15.0 \\\n    --hash=sha256:00\n",
+}
+
+
+@pytest.fixture
+def schema(commands, monkeypatch):
+    """The installation of LiteLLM leaves its schema, which names more engines than one machine needs."""
+
+    def leave(argv, *arguments):
+        done = commands(argv, *arguments)
+        if "sync" in argv:
+            proxy = Path(argv[argv.index("--python") + 1]).parents[1] / "lib/python3.12/site-packages/litellm/proxy"
+            proxy.mkdir(parents=True)
+            (proxy / "schema.prisma").write_text('generator client {\n  binaryTargets = ["native", "linux-musl"]\n}\n')
+        return done
+
+    monkeypatch.setattr(litellm_gateway, "run", leave)
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_database_comes_on_top_of_what_is_installed(run, root, commands):
+    venv = run()["venv"]
+    result = run(**DATABASE)
+    assert (result["venv"], "venv" in result["actions"], "database" in result["actions"]) == (venv, False, True)
+    (folder,) = root.glob("database-*")
+    assert (folder / "schema.prisma").read_text() == 'generator client {\n  binaryTargets = ["native"]\n}\n'
+    ((__, environment),) = [started for started in commands.started if " -m prisma generate " in started[0]]
+    assert environment["PYTHONPATH"] == str(folder)
+    assert environment["PATH"].startswith(f"{folder}/bin:")
+    assert "--require-hashes" in commands.lines(f"--target {folder}")[0]
+    service = (root / "gateway.env").read_text()
+    assert f"PYTHONPATH={folder}" in service
+    assert DATABASE["database_url"] in service
+    again = run(**DATABASE)
+    assert (again["changed"], commands.started) == (False, [])
+
+
+@pytest.mark.usefixtures("schema")
+def test_the_address_of_a_database_is_kept_out_of_all_output(run, commands):
+    result = run(**DATABASE, _ansible_diff=True)
+    assert "secret-word" not in str(result)
+    assert "secret-word" not in str(commands.lines(""))
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_database_client_that_a_killed_run_left_is_made_anew(run, root, commands):
+    run(**DATABASE)
+    (folder,) = root.glob("database-*")
+    (folder / ".lmfleet-complete").unlink()
+    assert run(**DATABASE)["actions"] == ["database"]
+    assert (folder / ".lmfleet-complete").exists()
+
+
+@pytest.mark.usefixtures("schema")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"database_url": "mysql://me:secret-word@db/x"}, "litellm_database_url"),
+        ({"database_url": "postgresql://me:secret-word@db:a/x"}, "litellm_database_url"),
+        ({"database_url": "postgresql://me:secret-word@db"}, "litellm_database_url"),
+        ({"database_requirements": "nodeenv==1"}, "litellm_postgres_requirements"),
+        ({"environment": {"DATABASE_URL": "x"}}, "give the address as litellm_database_url only"),
+    ],
+)
+def test_databases_that_cannot_be(run, root, commands, arguments, message):
+    result = run(**{**DATABASE, **arguments})
+    assert message in result["msg"]
+    assert "secret-word" not in str(result)
+    assert commands.started == []
+    assert not (root / "config.yaml").exists()
