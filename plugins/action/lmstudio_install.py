@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the lmfleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sends the archive of LM Studio from the controller to a Mac, where the module of the same name needs it."""
+"""Saves a call where nothing is to be done, and sends the archive from the controller to a Mac that needs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import os
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.lmfleet.mac.plugins.module_utils._download import DownloadError, parse_checksum, text_of
+from ansible_collections.lmfleet.mac.plugins.module_utils._download import (
+    DownloadError,
+    is_digest,
+    parse_checksum,
+    text_of,
+)
+from ansible_collections.lmfleet.mac.plugins.module_utils._versions import settled
 
 _PREFIX = "sha512:"
 
@@ -20,16 +26,33 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        source = arguments.get("src")
-        if not source or arguments.get("url"):
-            return {**result, **self._execute_module(module_args=arguments, task_vars=task_vars)}
-        del arguments["src"]
-        try:
-            source = self._find_needle("files", source)
-            arguments["checksum"] = self._digest(source, arguments.get("checksum"))
-        except (AnsibleError, DownloadError, OSError) as error:
-            return {**result, "failed": True, "msg": f"src: {error}"}
-        return {**result, **self._install(source, arguments, task_vars)}
+        found = arguments.pop("found", None) or {}
+        source = arguments.pop("src", None)
+        if source:
+            try:
+                source = self._find_needle("files", source)
+                arguments["checksum"] = self._digest(source, arguments.get("checksum"))
+            except (AnsibleError, DownloadError, OSError) as error:
+                return {**result, "failed": True, "msg": f"src: {error}"}
+        known = self._known(found, arguments)
+        if known:
+            return {**result, **known}
+        if source and not arguments.get("url"):
+            return {**result, **self._install(source, arguments, task_vars)}
+        if source:
+            arguments["src"] = source  # the module tells what is wrong with both
+        return {**result, **self._execute_module(module_args=arguments, task_vars=task_vars)}
+
+    @staticmethod
+    def _known(found: dict, arguments: dict) -> dict | None:
+        """Return the result of the module if `found` shows that it would change nothing."""
+        digits = str(arguments.get("checksum") or "").removeprefix(_PREFIX)
+        digest = digits.lower() if is_digest(digits, 128) else None
+        selected = settled(found, str(arguments.get("version")), digest, int(arguments.get("keep_versions") or 2))
+        if selected is None:
+            return None
+        told = {key: selected[key] for key in ("version", "home", "llmster", "lms")}
+        return {"changed": False, "installed": False, "versions": found["versions"], "removed": [], **told}
 
     @staticmethod
     def _digest(source: str, checksum: str | None) -> str:

@@ -56,6 +56,11 @@ options:
   instances_directory:
     description: Folder with the homes of the instances, to see which versions they run from.
     type: path
+  found:
+    description:
+      - What M(lmfleet.mac.mac_host_check) has just told in C(facts.lmstudio). Where it shows that there is nothing to
+        do, the Mac is not asked again.
+    type: dict
   timeout:
     description: Seconds the download may take, and again the bootstrap.
     type: int
@@ -123,7 +128,6 @@ removed:
 """
 
 import os
-import re
 import shutil
 
 from ansible.module_utils.basic import AnsibleModule
@@ -152,16 +156,24 @@ from ..module_utils._files import (
     remove_file,
 )
 from ..module_utils._lms import Install, call, find_install, printed_version, prints_version
-from ..module_utils._versions import HISTORY, Removal, history_after, too_many, used_homes
+from ..module_utils._versions import (
+    HISTORY,
+    MARKER,
+    PART,
+    VERSION,
+    Removal,
+    history_after,
+    installed,
+    look,
+    selected_before,
+    too_many,
+    used_homes,
+)
 
 _DIGITS = 128
 _VERSION_TIMEOUT = 60.0
-#: Written last, so a folder without it is an install that was cut off.
-_MARKER = "installed.json"
-_PART = ".part"
 #: Free space an install needs for each byte of its archive: the archive, what is in it, and bootstrap's copy of that.
 _SPACE_FACTOR = 4
-_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]*")
 
 
 class InstallError(Exception):
@@ -178,16 +190,6 @@ def expected_digest(checksum: str, archive: str) -> str | None:
     if "/" not in rest:
         raise InstallError(f"checksum of {archive}: {rest!r} is neither {_DIGITS} hex digits nor the place of a file")
     return None
-
-
-def installed(home: str, version: str, digest: str | None) -> Install | None:
-    """Return the complete install of that version at `home`, made from an archive of that digest if one is given."""
-    marker = read_json(os.path.join(home, _MARKER))
-    if not isinstance(marker, dict) or marker.get("version") != version:
-        return None
-    if digest is not None and marker.get("sha512") != digest:
-        return None
-    return find_install(home)
 
 
 def require_space(url: str, directory: str, part: str) -> None:
@@ -248,7 +250,7 @@ def bootstrap(archive: str, home: str, version: str, timeout: float) -> Install:
 def do_install(params: dict, home: str, digest: str | None) -> tuple[Install, str]:
     """Install into `home`, of which nothing is left when that fails; return the install and the archive's digest."""
     version, url = params["version"], params["url"]
-    part = os.path.join(params["directory"], f".{version}{_PART}")
+    part = os.path.join(params["directory"], f".{version}{PART}")
     require_space(url, params["directory"], part)
     if digest is None:
         source = params["checksum"].partition(":")[2]
@@ -260,7 +262,7 @@ def do_install(params: dict, home: str, digest: str | None) -> tuple[Install, st
     try:
         install = bootstrap(archive, home, version, params["timeout"])
         marker = {"version": version, "sha512": digest, "llmster": install.llmster, "lms": install.lms}
-        atomic_write(os.path.join(home, _MARKER), canonical_json(marker))
+        atomic_write(os.path.join(home, MARKER), canonical_json(marker))
     except BaseException:
         shutil.rmtree(home, ignore_errors=True)
         raise
@@ -268,35 +270,11 @@ def do_install(params: dict, home: str, digest: str | None) -> tuple[Install, st
     return install, digest
 
 
-def selected_before(directory: str, on_disk: dict[str, float]) -> list[str]:
-    """Return the versions selected so far, the latest first, of those that are still there."""
-    stored = read_json(os.path.join(directory, HISTORY))
-    versions = stored.get("versions") if isinstance(stored, dict) else None
-    if isinstance(versions, list):
-        return [version for version in versions if version in on_disk]
-    return sorted(on_disk, key=lambda version: -on_disk[version])
-
-
-def look(directory: str) -> tuple[dict[str, float], list[str]]:
-    """Return the complete installs (version to when it was made) and the names of what was cut off."""
-    complete, rubbish = {}, []
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
-        path = os.path.join(directory, name)
-        if name.startswith(".") and name.endswith(_PART):
-            rubbish.append(name)
-        elif _VERSION.fullmatch(name) and os.path.isdir(path):
-            if installed(path, name, None):
-                complete[name] = os.path.getmtime(os.path.join(path, _MARKER))
-            else:
-                rubbish.append(name)
-    return complete, rubbish
-
-
 def plan_removal(params: dict, on_disk: dict[str, float], rubbish: list[str], history: list[str]) -> Removal:
     """Return what is to be removed once the version is there; asks what runs only when there is something."""
     directory, version = params["directory"], params["version"]
     # A download of the version itself goes on where it was cut off, and is gone when the install is complete.
-    leftovers = [name for name in rubbish if name not in (version, f".{version}{_PART}")]
+    leftovers = [name for name in rubbish if name not in (version, f".{version}{PART}")]
     versions = too_many({**on_disk, version: on_disk.get(version, 0.0)}, history, params["keep_versions"])
     candidates = [os.path.join(directory, name) for name in [*versions, *leftovers]]
     if candidates:
@@ -312,7 +290,7 @@ def remove(directory: str, removal: Removal) -> None:
         path = os.path.join(directory, name)
         if os.path.isdir(path):
             # First what makes it an install: one that was half removed must never count as complete.
-            remove_file(os.path.join(path, _MARKER))
+            remove_file(os.path.join(path, MARKER))
             shutil.rmtree(path)
         else:
             remove_file(path)
@@ -322,7 +300,7 @@ def ensure(module: AnsibleModule) -> dict:
     """Return the results of the module; installs, selects and removes when that is needed."""
     params = module.params
     version, directory = params["version"], params["directory"]
-    if not _VERSION.fullmatch(version):
+    if not VERSION.fullmatch(version):
         raise InstallError(f"{version!r} is not a version of llmster, such as 0.0.25-1")
     if params["src"]:
         raise InstallError("src is a file on the controller: it works only in a task, through the action plugin")
@@ -334,7 +312,7 @@ def ensure(module: AnsibleModule) -> dict:
     history = selected_before(directory, on_disk)
     install = installed(home, version, digest)
     missing = install is None
-    marker = read_json(os.path.join(home, _MARKER)) if missing else None
+    marker = read_json(os.path.join(home, MARKER)) if missing else None
     after = {"version": version, "sha512": digest or "as in the checksum file"}
     selected = history_after(history, version)
     removal = plan_removal(params, on_disk, rubbish, selected)
@@ -383,6 +361,7 @@ def main() -> None:
             "directory": {"type": "path", "required": True},
             "keep_versions": {"type": "int", "default": 2},
             "instances_directory": {"type": "path"},
+            "found": {"type": "dict"},
             "timeout": {"type": "int", "default": 3600},
             "lock_timeout": {"type": "int", "default": 120},
         },

@@ -38,6 +38,11 @@ options:
   disk_path:
     description: Folder whose volume must have room. It need not exist yet. The home of the user when it is not set.
     type: str
+  llmster_directory:
+    description:
+      - Folder with the installs of LM Studio, to tell which versions are there. C(~) is the home of O(user). With it an
+        install that is as it should be needs no further look.
+    type: str
   user:
     description: Login user who owns what is installed. The one who connects when it is not set, also under sudo.
     type: str
@@ -167,6 +172,10 @@ facts:
     user:
       description: Login user with name, uid, gid and home.
       type: dict
+    lmstudio:
+      description: The C(versions) of LM Studio on disk, C(leftovers) of installs that were cut off, and the C(selected)
+        one with version, sha512, home, llmster and lms. Empty without O(llmster_directory).
+      type: dict
     memory:
       description:
         - "With O(memory): C(wired_limit_mb) as the Mac is set, C(files) with size and figures by path,
@@ -189,7 +198,7 @@ import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import _command, _files, _launchd, _mac, _memory_facts, _ports
+from ..module_utils import _command, _files, _launchd, _mac, _memory_facts, _ports, _versions
 
 _COMMAND_TIMEOUT = 30  # seconds
 
@@ -201,6 +210,7 @@ def main():
             "min_memory_mb": {"type": "int", "default": 8192},
             "min_free_disk_mb": {"type": "int", "default": 10240},
             "disk_path": {"type": "str"},
+            "llmster_directory": {"type": "str"},
             "user": {"type": "str"},
             "domains": {"type": "list", "elements": "str", "choices": ["gui", "system"], "default": []},
             "ports": {
@@ -267,11 +277,14 @@ def _facts(module):
         "user": user,
         "gui_session": False,
         "listeners": [],
+        "lmstudio": {},
     }
     facts["free_disk_mb"] = _free_disk_mb(facts["disk_path"])
     if uname.sysname != "Darwin":
         return facts
     facts.update(_sysctl())
+    if module.params["llmster_directory"]:
+        facts["lmstudio"] = _versions.standing(module.params["llmster_directory"].replace("~", user["home"], 1))
     wired_limit_mb = facts.pop("wired_limit_mb")
     if module.params["memory"]:
         facts["memory"] = _memory_facts.gather(module.params["memory"], user, wired_limit_mb)

@@ -235,3 +235,21 @@ def test_a_file_of_the_controller_needs_the_action_plugin(run, make):
     del arguments["url"]
     assert "through the action plugin" in run({**arguments, "src": "/x.tar.gz"})["msg"]
     assert "one of the following is required: url, src" in run(arguments)["msg"]
+
+
+def test_what_stands_there_is_told_as_a_run_would_see_it(run, version):
+    directory = version(25)["directory"]
+    assert _versions.standing(directory) == {"versions": [], "leftovers": []}
+    made = run(version(25))
+    found = _versions.standing(directory)
+    assert found["versions"] == ["0.0.25-1"] and found["leftovers"] == []
+    assert found["selected"] == {
+        **{key: made[key] for key in ("version", "home", "llmster", "lms")},
+        "sha512": version(25)["checksum"][7:],
+    }
+    run(version(24))
+    os.makedirs(os.path.join(directory, "0.0.20-1"))
+    found = _versions.standing(directory)
+    assert found["versions"] == ["0.0.24-1", "0.0.25-1"] and found["leftovers"] == ["0.0.20-1"]
+    os.unlink(found["selected"]["lms"])
+    assert _versions.standing(directory)["selected"]["version"] == "0.0.25-1"
