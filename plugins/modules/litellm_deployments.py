@@ -318,6 +318,10 @@ paused:
   returned: success
   type: dict
   sample: {mac-2-chat-a-smollm2: {operator: {reason: memory upgrade, since: 1795382112.5, until: 1795389312.5}}}
+problem:
+  description: What the gateway's workers have not applied of what the registry had before this task.
+  returned: in check mode, when there is something
+  type: str
 workers:
   description:
     - Process ids of the workers that have applied the declaration. Empty in check mode, with O(timeout=0) and with
@@ -586,7 +590,11 @@ def main():
         "workers": [],
         "diff": diff,
     }
-    if module.params["timeout"] > 0 and not module.check_mode:
+    if module.check_mode:
+        missing = waiting_for(registry.workers(time.time()), registry.read(), module.params["workers"])
+        if missing:
+            result["problem"] = f"The registry waits for {missing}."
+    elif module.params["timeout"] > 0:
         try:
             workers = wait_for_workers(registry, planned.state, module.params["workers"], module.params["timeout"])
         except TimeoutError as error:

@@ -15,7 +15,7 @@ description:
   - Looks at several LM Studio servers at once and waits until each serves the models it shall serve.
   - A server is judged by the body of its greeting, by the models it has loaded with their settings and, if asked, by
     one real request to each model. Status codes prove nothing there and are not looked at.
-  - Changes nothing. It works from the Mac itself and from any machine that reaches the servers.
+  - Changes nothing. It works from the Mac itself and from any machine that reaches the servers, except for O(lms).
 attributes:
   check_mode:
     description: Looks once, sends no probes and does not fail. Nothing was changed, so there is nothing to wait for.
@@ -38,8 +38,11 @@ options:
         description: Where the server listens, without a path.
         type: str
         required: true
+      home:
+        description: The home of the instance, for O(lms).
+        type: path
       models:
-        description: The models it shall serve. Others that are loaded as well do not count against it.
+        description: The models it shall serve. Others that are loaded as well count against it only with O(exact).
         type: list
         elements: dict
         default: []
@@ -59,6 +62,15 @@ options:
           parallel:
             description: Number of requests served at a time it must be loaded with. Not compared when absent.
             type: int
+  exact:
+    description: Whether a model that is loaded and not among O(instances[].models) counts against an instance.
+    type: bool
+    default: false
+  lms:
+    description:
+      - The CLI on this Mac. It is then asked as well what each instance with an O(instances[].home) has loaded, which
+        also shows models that are unloaded after a while.
+    type: path
   probe:
     description: V(completion) sends one short completion, or one embedding, to each model once it is loaded.
     type: str
@@ -96,6 +108,17 @@ EXAMPLES = r"""
       - {name: chat-b, url: "http://127.0.0.1:1235"}
     timeout: 0
     fail: false
+
+- name: Look whether exactly the declared models are loaded
+  lmfleet.mac.lmstudio_health:
+    instances:
+      - name: chat-a
+        url: http://127.0.0.1:1234
+        home: /Users/admin/.lmfleet/instances/chat-a
+        models: [{identifier: smollm2}]
+    lms: /Users/admin/.lmfleet/llmster/0.0.25-1/.lmstudio/bin/lms
+    exact: true
+    timeout: 0
 """
 
 RETURN = r"""
@@ -124,6 +147,11 @@ instances:
       returned: always
     missing:
       description: Identifiers that shall be loaded and are not.
+      type: list
+      elements: str
+      returned: always
+    unmanaged:
+      description: Identifiers of models that are loaded and not wanted.
       type: list
       elements: str
       returned: always
@@ -165,10 +193,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._lmstudio_http import Probe, Server, WantedModel, differences, look, missing, probe
+from ..module_utils import _loaded
+from ..module_utils._lmstudio_http import WantedModel, differences, look, missing, probe
 
 #: Seconds between two looks at a server that is not ready.
 _INTERVAL = 0.5
+#: Seconds that one question to lms may take.
+_LMS_TIMEOUT = 30.0
 
 
 def wanted_models(entry: dict) -> list[WantedModel]:
@@ -179,41 +210,51 @@ def wanted_models(entry: dict) -> list[WantedModel]:
     ]
 
 
-def watch(entry: dict, with_probes: bool, deadline: float, request_timeout: float) -> dict:
+def watch(entry: dict, params: dict, deadline: float) -> dict:
     """Look at one server until it is ready or the deadline (monotonic seconds) is over; return its result."""
     url = entry["url"].rstrip("/")
     wanted = wanted_models(entry)
     while True:
-        server = look(url, request_timeout)
-        probes: list[Probe] = []
-        ready = server.loaded is not None and not missing(wanted, server) and not differences(wanted, server)
-        if ready and with_probes:
+        result = look_at(entry, wanted, url, params)
+        if result["ready"] and params["probe"] == "completion":
             for model in wanted:
-                probes.append(probe(url, model, max(request_timeout, deadline - time.monotonic())))
-            ready = all(one.ok for one in probes)
-        if ready or time.monotonic() + _INTERVAL >= deadline:
-            return result_of(entry["name"], wanted, server, probes, ready)
+                one = probe(url, model, max(params["request_timeout"], deadline - time.monotonic()))
+                result["probes"].append(one._asdict())
+            result["ready"] = all(one["ok"] for one in result["probes"])
+        if result["ready"] or time.monotonic() + _INTERVAL >= deadline:
+            return result
         time.sleep(_INTERVAL)
 
 
-def result_of(name: str, wanted: list[WantedModel], server: Server, probes: list[Probe], ready: bool) -> dict:
-    """Return what the module tells of one server."""
-    return {
-        "name": name,
-        "ready": ready,
+def look_at(entry: dict, wanted: list[WantedModel], url: str, params: dict) -> dict:
+    """Look at one server once; return what the module tells of it, without probes."""
+    server = look(url, params["request_timeout"])
+    loaded = list(server.loaded or {})
+    different = differences(wanted, server)
+    if server.loaded is not None and params["lms"] and entry["home"]:
+        entries, trouble = _loaded.listed(params["lms"], entry["home"], _LMS_TIMEOUT)
+        loaded += [one["identifier"] for one in entries if "identifier" in one]
+        present = [model for model in wanted if model.identifier in server.loaded]
+        different += [trouble] if trouble else _loaded.differences(present, entries)
+    result = {
+        "name": entry["name"],
         "greeting": server.greeting,
-        "loaded": sorted(server.loaded or {}),
+        "loaded": sorted(set(loaded)),
         "missing": missing(wanted, server),
-        "differences": differences(wanted, server),
-        "probes": [one._asdict() for one in probes],
+        "unmanaged": _loaded.strangers(wanted, *loaded),
+        "differences": list(dict.fromkeys(different)),
+        "probes": [],
         "last_seen": server.seen,
     }
+    against = [*result["missing"], *result["differences"], *(result["unmanaged"] if params["exact"] else [])]
+    return {**result, "ready": server.loaded is not None and not against}
 
 
-def complaint(url: str, result: dict) -> str:
+def complaint(url: str, result: dict, exact: bool) -> str:
     """Return in words why an instance is not ready."""
     reasons = [f"not loaded: {', '.join(result['missing'])}"] if result["missing"] else []
     reasons += result["differences"]
+    reasons += [f"{name} is loaded, and not declared" for name in result["unmanaged"] if exact]
     reasons += [f"{one['identifier']} does not answer: {one['error']}" for one in result["probes"] if not one["ok"]]
     return f"instance {result['name']} at {url}: {'; '.join(reasons) or 'not ready'}. Last seen: {result['last_seen']}"
 
@@ -228,6 +269,7 @@ def main() -> None:
                 "options": {
                     "name": {"type": "str", "required": True},
                     "url": {"type": "str", "required": True},
+                    "home": {"type": "path"},
                     "models": {
                         "type": "list",
                         "elements": "dict",
@@ -241,6 +283,8 @@ def main() -> None:
                     },
                 },
             },
+            "exact": {"type": "bool", "default": False},
+            "lms": {"type": "path"},
             "probe": {"type": "str", "choices": ["none", "completion"], "default": "none"},
             "timeout": {"type": "int", "default": 60},
             "request_timeout": {"type": "int", "default": 5},
@@ -252,14 +296,13 @@ def main() -> None:
     if module.check_mode:
         params.update(timeout=0, probe="none", fail=False)
     deadline = time.monotonic() + params["timeout"]
-    with_probes = params["probe"] == "completion"
     with ThreadPoolExecutor(max_workers=max(1, min(32, len(params["instances"])))) as pool:
-        futures = [
-            pool.submit(watch, entry, with_probes, deadline, params["request_timeout"]) for entry in params["instances"]
-        ]
+        futures = [pool.submit(watch, entry, params, deadline) for entry in params["instances"]]
         results = [future.result() for future in futures]
     complaints = [
-        complaint(entry["url"], result) for entry, result in zip(params["instances"], results) if not result["ready"]
+        complaint(entry["url"], result, params["exact"])
+        for entry, result in zip(params["instances"], results)
+        if not result["ready"]
     ]
     if complaints and params["fail"]:
         waited = f"after {params['timeout']} s" if params["timeout"] else "on the one look asked for"

@@ -77,6 +77,16 @@ def test_check_mode_first_tells_and_changes_nothing(run, folder):
     assert not folder.exists()
 
 
+def test_check_mode_tells_what_the_workers_have_not_applied(run, folder, worker):
+    run(deployments=[A])
+    assert "problem" not in run(deployments=[A], _ansible_check_mode=True)
+    worker.stop()
+    run(deployments=[A, B], timeout=0)
+    result = run(deployments=[A, B], _ansible_check_mode=True)
+    assert not result["changed"]
+    assert result["problem"] == "The registry waits for 1 of the gateway's 1 workers to apply it."
+
+
 @pytest.mark.usefixtures("worker")
 def test_create_repeat_update_remove(run):
     created = run(deployments=[A, B])

@@ -70,6 +70,7 @@ def test_ready(run):
             "greeting": True,
             "loaded": ["m"],
             "missing": [],
+            "unmanaged": [],
             "differences": [],
             "probes": [],
             "last_seen": "loaded: m",
@@ -109,6 +110,26 @@ def test_reasons_not_to_be_ready(run, server, setting, value, models, said):
     assert failed["failed"] and said in failed["msg"] and f"instance chat-a at {server.url}" in failed["msg"]
     told = run(models, fail=False)
     assert "failed" not in told and not told["instances"][0]["ready"]
+
+
+def test_what_nobody_declared_counts_only_where_it_is_asked_to(run, server):
+    server.loaded["other"] = {}
+    assert run()["instances"][0]["unmanaged"] == ["other"]
+    failed = run(exact=True)
+    assert failed["failed"] and "other is loaded, and not declared" in failed["msg"]
+
+
+def test_lms_is_asked_as_well(run_module, server, tmp_path):
+    lms = tmp_path / "lms"
+    entries = [{"identifier": "m", "contextLength": 4096, "parallel": 2, "ttlMs": 60000}, {"identifier": "hidden"}]
+    lms.write_text(f"#!/bin/sh\n[ $HOME = {tmp_path} ] && echo '{json.dumps(entries)}'\n")
+    lms.chmod(0o755)
+    entry = {"name": "a", "url": server.url, "home": str(tmp_path), "models": [{"identifier": "m"}]}
+    result = run_module(lmstudio_health, {"instances": [entry], "lms": str(lms), "timeout": 0, "fail": False})
+    one = result["instances"][0]
+    assert (one["loaded"], one["unmanaged"]) == (["hidden", "m"], ["hidden"])
+    assert one["differences"] == ["m: is unloaded when nobody asked it for 60 s, declared never"]
+    assert not one["ready"]
 
 
 def test_check_mode_looks_once_asks_nothing_and_does_not_fail(run_module, server):
