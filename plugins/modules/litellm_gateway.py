@@ -338,7 +338,7 @@ class Gateway:
     def install_gateway(self, folder: str) -> None:
         """Install LiteLLM and all it needs, by the lock."""
         uv = self.path(self.tools, "bin", "uv")
-        own = {"UV_PYTHON_INSTALL_DIR": self.path("python"), "UV_NO_PROGRESS": "1"}
+        own = {"UV_PYTHON_INSTALL_DIR": self.path("python"), "UV_NO_PROGRESS": "1", "UV_NO_CACHE": "1"}
         python = self.params["python"]
         if python:
             code = "import sys; print(*sys.version_info[:2])"
