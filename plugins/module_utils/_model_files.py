@@ -60,11 +60,15 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
 class ModelFolder:
     """The files on disk, and the index of what was verified: {path: {size, mtime_ns, sha256}}."""
 
-    def __init__(self, directory: str, index: str | None = None, partial: str | None = None) -> None:
+    def __init__(
+        self, directory: str, index: str | None = None, partial: str | None = None, read_all: bool = False
+    ) -> None:
         beside = os.path.dirname(os.path.abspath(directory))
         self.directory = directory
         self.index = index or os.path.join(beside, "models.json")
         self.partial = partial or os.path.join(beside, "partial")
+        #: Whether files are read though size and time are as in the index.
+        self.read_all = read_all
         #: sha256 of files that were found with another content than declared, by path.
         self.seen: dict[str, str] = {}
         stored = read_json(self.index)
@@ -92,7 +96,8 @@ class ModelFolder:
         except (FileNotFoundError, NotADirectoryError):
             return False
         entry = self._verified.get(file.path)
-        if not isinstance(entry, dict) or (entry.get("size"), entry.get("mtime_ns")) != _stamp(info):
+        known = isinstance(entry, dict) and (entry.get("size"), entry.get("mtime_ns")) == _stamp(info)
+        if self.read_all or not known:
             entry = self._verified[file.path] = _entry(info, sha256_file(path))
         if entry.get("sha256") == file.sha256:
             return True

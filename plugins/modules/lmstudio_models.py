@@ -62,6 +62,10 @@ options:
     description:
       - Folder of unfinished downloads, on the same disk as the models folder. Default is C(partial) beside it.
     type: path
+  read_all:
+    description: Whether every file is read and its checksum compared, also where size and time are the same as before.
+    type: bool
+    default: false
   timeout:
     description: Seconds one file may take.
     type: int
@@ -124,7 +128,7 @@ def ensure(module: AnsibleModule) -> dict:
     """Return the results of the module; fetches what is missing unless in check mode."""
     params = module.params
     files = checked_models(params["models"])
-    folder = ModelFolder(params["directory"], params["index"], params["partial"])
+    folder = ModelFolder(params["directory"], params["index"], params["partial"], params["read_all"])
     if module.check_mode:
         missing = folder.missing(files, remember=False)
         folder.require_space(missing)
@@ -176,6 +180,7 @@ def main() -> None:
             },
             "index": {"type": "path"},
             "partial": {"type": "path"},
+            "read_all": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 3600},
             "lock_timeout": {"type": "int", "default": 120},
         },

@@ -79,6 +79,22 @@ def test_a_touched_file_is_read_once(run, model, tmp_path):
     assert entry["mtime_ns"] == 10**9
 
 
+def test_a_file_that_rots_in_silence_is_found_by_reading_it(run_module, model, tmp_path):
+    arguments = {"directory": str(tmp_path / "models"), "models": [model()]}
+    run_module(lmstudio_models, arguments)
+    place = tmp_path / "models/pub/m/f.gguf"
+    times = place.stat()
+    place.write_bytes(b"WEIGHTS")
+    os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not run_module(lmstudio_models, arguments)["changed"]
+    before = (tmp_path / "models.json").read_bytes()
+    found = run_module(lmstudio_models, {**arguments, "read_all": True}, check=True)
+    assert states(found) == ["would_fetch"] and (tmp_path / "models.json").read_bytes() == before
+    run_module(lmstudio_models, {**arguments, "read_all": True})
+    assert place.read_bytes() == b"weights"
+    assert not run_module(lmstudio_models, {**arguments, "read_all": True})["changed"]
+
+
 def test_a_broken_index_costs_time_and_nothing_else(run, model, tmp_path):
     run(model())
     for content in ("{", "[]", '{"pub/m/f.gguf": 1}'):
