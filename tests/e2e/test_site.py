@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from as_declared import assert_as_declared
 from fleet_under_test import REPOSITORY, Run, chat
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
@@ -117,6 +118,7 @@ def test_a_changed_setting_loads_that_model_anew_and_nothing_else(served, tmp_pa
     assert served.daemons() == before
     assert served.status("mac-1", "chat-b")["models"][0]["parallel"] == 2
     assert served.status("mac-1", "chat-a")["models"][0]["parallel"] == 4
+    assert_as_declared(changed)
     assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
     served.play().succeeded()
 
@@ -192,6 +194,7 @@ def test_a_removed_instance_is_stopped_and_its_deployments_forgotten(served, tmp
     smaller = served.copy(tmp_path)
     smaller.variables["macs"]["lmfleet_instances"].pop()
     smaller.play().succeeded()
+    assert_as_declared(smaller)
     assert "chat-b" not in served.on("mac-2", "ls /Users/admin/.lmfleet/instances /Users/admin/Library/LaunchAgents")
     with pytest.raises(urllib.error.HTTPError):
         served.ask("/v1/chat/completions", chat("mac-2-chat-b-pretender"))
@@ -220,7 +223,7 @@ def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
     process.communicate()
     changed.play().succeeded()
     assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
-    assert served.status("mac-2", "chat-a")["models"][0]["context_length"] == 5000 + seconds
+    assert_as_declared(changed)
 
 
 def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):
@@ -238,6 +241,16 @@ def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):
     )
     run = served.play("--check", playbook="lmfleet.mac.site", ANSIBLE_COLLECTIONS_PATH=str(tmp_path / "installed"))
     assert run.succeeded().output
+    report = tmp_path / "report.json"
+    served.play(
+        "-e",
+        f"verify_json={report}",
+        playbook="lmfleet.mac.verify",
+        ANSIBLE_COLLECTIONS_PATH=str(tmp_path / "installed"),
+    )
+    # The tests before have left another context length there.
+    roles = {entry["role"] for entry in json.loads(report.read_text())["drift"]}
+    assert roles <= {"lmstudio_instances"}
 
 
 def answers(fleet, deployment: str, timeout: float = 90) -> None:
