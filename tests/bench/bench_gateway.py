@@ -101,8 +101,9 @@ def deployments(backend: BackendServer, count: int, groups: int) -> list[dict]:
 
 def play(folder: Path, tasks: list[dict]) -> float:
     """Run tasks in a play of their own; return the seconds it took."""
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     (folder / "play.yml").write_text(
-        yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "connection": "local", "tasks": tasks}])
+        yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "vars": local, "tasks": tasks}])
     )
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "collections")}
     began = time.monotonic()
