@@ -81,7 +81,9 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
     problems += _archive_problems(of_roles.get("lmstudio_archive"), of_roles.get("lmstudio_checksum"))
     listening = _gateway(of_roles) if gateway else None
     limit = of_roles.get("mac_host_gpu_memory_limit_mb")
-    return fleet_plan.Host(name, variables, _plain(hostvars.get("ansible_host")), listening, limit or None), problems
+    has_key = bool(of_roles.get("litellm_master_key"))
+    address = _plain(hostvars.get("ansible_host"))
+    return fleet_plan.Host(name, variables, address, listening, limit or None, has_key), problems
 
 
 def _archive_problems(archive: str | None, checksum: str | None) -> list[tuple[str, str]]:

@@ -350,6 +350,12 @@ options:
         or not to be had.
     type: bool
     default: false
+  lmfleet_all_gateways:
+    description:
+      - Whether a run stops when one of several gateways cannot be reached. Otherwise that one is left out, with all
+        that is on its host, the run goes on with the others, and tells so at its end.
+    type: bool
+    default: false
   lmfleet_lock_timeout:
     description:
       - How many seconds a run waits for another run against the same fleet to end, before it fails.

@@ -37,6 +37,7 @@ class Host:
     ansible_host: str | None = None
     gateway: dict[str, Any] | None = None  # port, address, domain of the gateway on this host
     gpu_memory_limit_mb: int | None = None  # what role mac_host is to set it to
+    has_master_key: bool = False  # whether litellm_master_key is set
 
     @property
     def address(self) -> str:
@@ -71,6 +72,13 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
     if not gateways:
         plan.problems.append(
             "inventory: the group gateways is empty. Put at least one Mac into it; it may be one of the group macs."
+        )
+    if len(gateways) > 1:
+        plan.problems.extend(
+            f"{name}: litellm_master_key: is not set. With several gateways each would make a key of its own, and a "
+            "client could use one of them only. Put one key into a vault, in the variables of the group gateways."
+            for name in gateways
+            if not hosts[name].has_master_key
         )
     catalogue = _catalogue(hosts, plan.problems)
     for name in hosts:

@@ -21,6 +21,7 @@ from fleet_under_test import REPOSITORY, Run, chat
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
+MASTER_KEY = "cat /Users/admin/.lmfleet/gateway/master_key"
 DEPLOYMENTS = {f"mac-{mac}-chat-{instance}-pretender" for mac in (1, 2) for instance in "ab"}
 
 
@@ -80,7 +81,7 @@ def test_the_settings_of_a_model_arrive(served):
 
 
 def test_no_secret_can_be_read_by_others(served):
-    key = served.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
+    key = served.on("mac-1", MASTER_KEY).strip()
     assert len(key) > 20
     readable = "find /Users/admin/.lmfleet/gateway /Library/LaunchDaemons -maxdepth 1 -type f -perm -004"
     for file in served.on("mac-1", readable, root=True).split():
@@ -224,6 +225,19 @@ def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
     changed.play().succeeded()
     assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
     assert_as_declared(changed)
+
+
+def test_a_gateway_that_is_gone_does_not_stop_the_others(served, tmp_path):
+    two = served.copy(tmp_path)
+    two.hosts["all"]["children"]["gateways"]["hosts"]["gone"] = {"ansible_host": "10.77.8.99"}
+    two.variables["gateways"]["litellm_master_key"] = served.on("mac-1", MASTER_KEY).strip()
+    run = two.play("-e", "ansible_ssh_timeout=5")
+    assert run.code == 4, run.output
+    assert run.changed == {"mac-1": 0, "mac-2": 0, "gone": 0}
+    run.said("NOT REACHED: the gateway on gone", "Clients: http://10.77.8.11:4000/v1 (gateway on mac-1)")
+    needed = two.play("-e", "ansible_ssh_timeout=5", "-e", "lmfleet_all_gateways=true")
+    assert needed.code != 0
+    assert "Clients:" not in needed.output
 
 
 def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):

@@ -20,7 +20,7 @@ MODELS = {
 }
 
 
-def host(name="mac-1", instances=None, models=None, gateway=None, ansible_host=None, **variables):
+def host(name="mac-1", instances=None, models=None, gateway=None, ansible_host=None, has_master_key=False, **variables):
     declared = {
         "lmfleet_models": MODELS if models is None else models,
         "lmfleet_instances": instances or [],
@@ -31,7 +31,7 @@ def host(name="mac-1", instances=None, models=None, gateway=None, ansible_host=N
         value = declared.get(variable, option.get("default"))
         checked[variable], problems = (None, []) if value is None else validate(value, option, variable)
         assert problems == []
-    return Host(name, checked, ansible_host, gateway)
+    return Host(name, checked, ansible_host, gateway, has_master_key=has_master_key)
 
 
 def instance(name="chat-a", port=1234, models=({"name": "chat"},)):
@@ -200,6 +200,16 @@ def test_a_catalogue_that_differs_between_hosts_is_refused():
         host("mac-2", [instance()], models={"chat": MODELS["chat"]}, ansible_host="10.0.0.2"),
     )
     assert "mac-2: lmfleet_models differs from that of mac-1" in only_problem(outcome)
+
+
+def test_several_gateways_need_one_key_that_somebody_has_chosen():
+    serving = host(instances=[instance()], lmfleet_bind_address="10.0.0.1", ansible_host="10.0.0.1")
+    front, back = host("front", has_master_key=True), host("back")
+    problem = only_problem(plan(serving, front, back, macs=["mac-1"], gateways=["front", "back"]))
+    assert problem.startswith("back: litellm_master_key: is not set")
+    back.has_master_key = True
+    assert plan(serving, front, back, macs=["mac-1"], gateways=["front", "back"]).problems == []
+    assert plan(serving, host("alone"), macs=["mac-1"], gateways=["alone"]).problems == []
 
 
 def test_the_gateway_port_counts_as_taken():
