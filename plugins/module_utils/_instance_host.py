@@ -18,6 +18,7 @@ from ._command import run
 from ._files import atomic_write, make_directory, owner_for, read_bytes, read_json, remove_file
 from ._instances import (
     Decision,
+    Evidence,
     Found,
     InstanceError,
     Verdict,
@@ -30,7 +31,7 @@ from ._instances import (
 from ._launchd import EX_CONFIG, Domain, Job, Launchctl, last_words
 from ._lmstudio_http import look, url_of
 from ._names import INSTANCE_LABEL_PREFIX, instance_label
-from ._ports import holders, is_taken
+from ._ports import holders, is_taken, listeners
 
 _HTTP_TIMEOUT = 5.0
 #: Seconds a trouble that waiting rarely cures must last before it is reported.
@@ -96,7 +97,7 @@ class InstanceHost:
         updated = status.get("updated_monotonic")
         return status, max(0.0, time.monotonic() - updated) if isinstance(updated, (int, float)) else 0.0
 
-    def find(self, wanted: Wanted, moved_from: str | None) -> Found:
+    def find(self, wanted: Wanted, moved_from: str | None, disabled: bool) -> Found:
         """Return the instance as it is now; waits a little for the first status of a job that has just started."""
         actual = self.launchctl.actual(wanted.service)
         deadline = time.monotonic() + _SETTLE
@@ -110,10 +111,33 @@ class InstanceHost:
                 self._models_link_right(wanted.name),
                 read_bytes(self.runner.path) == self.runner.content,
                 moved_from,
+                disabled,
             )
             if found.pid() is None or reports(found) or time.monotonic() >= deadline:
                 return found
             time.sleep(0.5)
+
+    def evidence(self, pairs: list[tuple[Wanted, dict]], ask_ports: bool) -> list[Evidence]:
+        """Return what tells instances apart, of each with its status; `ask_ports` costs a call of lsof."""
+        found = listeners() if ask_ports and len(pairs) > 1 else {}
+        return [self._evidence_of(wanted, status, found) for wanted, status in pairs]
+
+    def _evidence_of(self, wanted: Wanted, status: dict, found: dict[int, dict[int, str]]) -> Evidence:
+        home = self.home(wanted.name)
+        pointer = (_text(read_bytes(os.path.join(home, ".lmstudio-home-pointer"))) or "").strip()
+        published = read_json(os.path.join(home, ".lmstudio", ".internal", "http-server.json"))
+        published = published if isinstance(published, dict) else {}
+        loaded = {model["identifier"] for model in status.get("models") or [] if model.get("key")}
+        return Evidence(
+            wanted.name,
+            os.path.realpath(pointer or os.path.join(home, ".lmstudio")),
+            status.get("daemon_pid"),
+            status.get("control_port"),
+            (published.get("pid"), published.get("port")),
+            {pid for port in (wanted.port, status.get("control_port")) for pid in found.get(port, {})},
+            {model.identifier for model in wanted.models()},
+            loaded | set(status.get("unmanaged") or []),
+        )
 
     def decide(self, wanted: Wanted, found: Found) -> Decision:
         return decide(wanted, found, self.launchctl.domain.plist_path(wanted.service.label), self.runner.version)

@@ -76,6 +76,7 @@ class Found(NamedTuple):
     models_link_right: bool
     runner_right: bool
     moved_from: str | None
+    disabled: bool
 
     def pid(self) -> int | None:
         return self.service.job.pid if self.service.job else None
@@ -150,8 +151,12 @@ def decide(wanted: Wanted, found: Found, plist_path: str, runner_version: str) -
     if why:
         rest = [action for action in service_actions if action not in ("bootout", "bootstrap")]
         return Decision("restart", why, ["bootout", *rest, "bootstrap"])
+    if found.disabled:
+        service_actions = [*service_actions, "enable"]
     if found.declaration != wanted.content:
         return Decision("live", _why_live(wanted, found), service_actions)
+    if found.disabled:
+        return Decision("live", "its launchd job was disabled: it would not start again", service_actions)
     if service_actions:
         return Decision("live", "owner or mode of its property list", service_actions)
     return Decision("nothing", "", [])
@@ -255,15 +260,58 @@ def judge_server(wanted: Wanted, server: Server) -> Verdict:
     return Verdict(True, False, server.seen)
 
 
-def indistinct(statuses: list[dict]) -> list[str]:
-    """Return in words which instances share a daemon or a control port: then they are one server, not several."""
-    found = []
-    for position, one in enumerate(statuses):
-        for other in statuses[:position]:
-            for name in ("daemon_pid", "control_port"):
-                if one.get(name) is not None and one.get(name) == other.get(name):
-                    found.append(
-                        f"instances {other.get('instance')} and {one.get('instance')} share {name} {one.get(name)}: "
-                        "they are not two servers. Does LM Studio run a second daemon on this Mac?"
-                    )
-    return found
+class Evidence(NamedTuple):
+    """What tells one running instance from another: where its LM Studio home really is, its processes and ports, what
+    its own http-server.json says, who listens on its ports (empty: unknown), and what is declared and loaded.
+    """
+
+    name: str
+    home: str
+    daemon_pid: int | None
+    control_port: int | None
+    published: tuple
+    listeners: set[int]
+    declared: set[str]
+    loaded: set[str]
+
+
+#: What to do when LM Studio does not keep two instances apart.
+_CURE = (
+    "They are one server, not two: LM Studio shares a daemon between homes on this Mac. Declare one instance here, "
+    "with all the models and with copies of them."
+)
+
+
+def indistinct(found: list[Evidence]) -> list[str]:
+    """Return in words what instances share that must be their own."""
+    troubles = [trouble for one in found for trouble in _not_its_own(one)]
+    for position, one in enumerate(found):
+        for other in found[:position]:
+            shared = _shared(other, one)
+            if shared:
+                troubles.append(f"instances {other.name} and {one.name} share {', '.join(shared)}. {_CURE}")
+    return troubles
+
+
+def _not_its_own(one: Evidence) -> list[str]:
+    told = (one.daemon_pid, one.control_port)
+    if None in told or None in one.published or one.published == told:
+        return []
+    return [
+        f"instance {one.name}: its runner has process {told[0]} at control port {told[1]}, but its http-server.json "
+        f"names process {one.published[0]} at port {one.published[1]}: lms would talk to another daemon. Restart the "
+        f"instance: launchctl kickstart -k gui/$(id -u)/{instance_label(one.name)}"
+    ]
+
+
+def _shared(one: Evidence, other: Evidence) -> list[str]:
+    shared = [
+        f"{what} {getattr(one, part)}"
+        for part, what in (("home", "the home"), ("daemon_pid", "daemon"), ("control_port", "control port"))
+        if getattr(one, part) is not None and getattr(one, part) == getattr(other, part)
+    ]
+    if one.listeners & other.listeners:
+        shared.append(f"process {min(one.listeners & other.listeners)}, which listens for both")
+    if one.declared != other.declared and one.loaded and one.loaded == other.loaded:
+        shared.append(f"the loaded models ({', '.join(sorted(one.loaded))}), though they declare different ones")
+    return shared

@@ -206,6 +206,11 @@ def parse_print(text: str) -> Job:
     return Job(shown.get("state"), _number(shown.get("pid")), _number(shown.get("last exit code")), shown.get("path"))
 
 
+def parse_disabled(text: str) -> set[str]:
+    """Return the labels that `launchctl print-disabled` shows as disabled, on older releases of macOS as true."""
+    return set(re.findall(r'"([^"]+)" => (?:disabled|true)\b', text))
+
+
 def _number(text: str | None) -> int | None:
     match = re.match(r"-?\d+", text or "")
     return int(match.group()) if match else None
@@ -241,6 +246,10 @@ class Launchctl:
             return None
         raise self._error(label, f"launchctl print failed ({result.rc}): {result.said()}")
 
+    def disabled(self) -> set[str]:
+        """Return the labels of this domain that were disabled: such a job is not started at the next login or boot."""
+        return parse_disabled(self._call("print-disabled", self.domain.target).out)
+
     def require_domain(self) -> None:
         """Raise LaunchdError when the domain does not exist, naming both cures. Changes nothing."""
         result = self._call("print", self.domain.target)
@@ -275,6 +284,7 @@ class Launchctl:
             "remove": lambda: remove_file(self.domain.plist_path(service.label)),
             "write": lambda: self.write(service),
             "fix_ownership": lambda: self.fix_ownership(service.label),
+            "enable": lambda: self.enable(service.label),
             "bootstrap": lambda: self.bootstrap(service.label, deadline),
         }
         for action in actions:
@@ -295,6 +305,12 @@ class Launchctl:
             os.chmod(path, PLIST_MODE)
         except OSError as error:
             raise self._error(label, f"cannot set owner and mode of {path}: {error.strerror}") from None
+
+    def enable(self, label: str) -> None:
+        """Undo a `launchctl disable`; a loaded job goes on running."""
+        result = self._call("enable", self.domain.service_target(label))
+        if result.rc != 0:
+            raise self._error(label, f"launchctl enable failed ({result.rc}): {result.said()}")
 
     def bootout(self, label: str, deadline: float) -> None:
         """Unload the job and wait until it is gone: bootout returns while the program is still stopping."""

@@ -68,6 +68,12 @@ def parents(text):
     return {int(pair[0]): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isdigit() and pair[1].isdigit()}
 
 
+def instance_runners(text, home):
+    """Return the pids of the instance runners of a user, from the output of C(ps -axwwo pid=,command=)."""
+    lines = (line.strip().partition(" ") for line in text.splitlines())
+    return {int(pid) for pid, _space, command in lines if "/instance_runner.pyz " in command and home in command}
+
+
 def descends_from(pid, ancestor, parent_of):
     """Return whether C(pid) is C(ancestor) or was started by it, however far down."""
     seen = set()

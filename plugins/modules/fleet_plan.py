@@ -280,6 +280,12 @@ options:
             embedding models may be on such instances only, so that embeddings never wait for a chat, nor the reverse.
         type: bool
         default: false
+      runtimes:
+        description:
+          - Inference runtimes of this instance, name to version in quotes, such as
+            C(llama.cpp-mac-arm64-apple-metal-advsimd) to C("2.27.1"). Those of all instances stand in
+            C(lmstudio_instances_runtimes), see the role C(lmfleet.mac.lmstudio_instances).
+        type: dict
       models:
         description:
           - What the instance serves.

@@ -17,8 +17,11 @@ description:
   - An instance is left alone when nothing differs. When its models differ it goes on running and loads or unloads just
     those; timeouts and the like it takes up as well. Its address, its port, its programs or its property list restart
     it. It answers the requests it has first, for as long as C(stop_timeout) in its declaration allows.
-  - All instances are brought up at the same time. That they are really several servers is proven by their daemons and
-    control ports.
+  - All instances are brought up at the same time. That they are really several servers is proven, each time, by their
+    homes, daemons, control ports, what C(lms) finds and what they have loaded, and after a change by who listens on
+    their ports. If they share anything the module fails.
+  - A model that is loaded and not declared is told with a warning, or unloaded by the runner if the declaration says
+    C(purge). A declared one that was unloaded, or loaded again with other settings, is brought back by the runner.
   - In domain V(gui) run it as the login user, in domain V(system) as root.
 attributes:
   check_mode:
@@ -105,8 +108,10 @@ options:
         description: Name of the template that O(tunings[].content) was rendered from, for messages.
         type: str
         default: content
-  purge:
-    description: Whether instances that are not in the list are stopped and removed, home included. Models stay.
+  purge_instances:
+    description:
+      - Whether instances that are not in the list are stopped and removed, home included. Models stay.
+      - Models that are loaded and not declared are another matter, see C(purge) in O(instances[].declaration).
     type: bool
     default: true
   timeout:
@@ -207,9 +212,18 @@ instances:
       type: list
       elements: str
       returned: always
+    drift:
+      description: The same in words, with file and time to live.
+      type: list
+      elements: str
+      returned: always
+    runtimes:
+      description: The declared inference runtimes that are selected, name to version.
+      type: dict
+      returned: always
   sample:
     - {name: chat-a, action: nothing, why: "", pid: 812, daemon_pid: 815, control_port: 41343, address: 127.0.0.1,
-       port: 1234, ready: true, models: [], unmanaged: []}
+       port: 1234, ready: true, models: [], unmanaged: [], drift: [], runtimes: {}}
 tunings:
   description: The tuning files of the instances, when O(tunings) is given.
   returned: success
@@ -324,16 +338,17 @@ def plan_tunings(host: InstanceHost, wanted: list[Wanted], files: list[dict] | N
 
 def make_plan(host: InstanceHost, wanted: list[Wanted], params: dict, user: str) -> Plan:
     """Look at everything and decide; raise an error for what would go wrong halfway."""
-    purge = params["purge"]
+    purge = params["purge_instances"]
     tunings = plan_tunings(host, wanted, params["tunings"])
     moved = moved_jobs(host, wanted, purge, user)
     gone = {one.name for one in moved}
     departed = [one for one in host.leftovers(wanted) if one.name not in gone] if purge else []
     from_domain = {one.name: one.launchctl.domain.kind for one in moved}
+    disabled = host.launchctl.disabled() if wanted else set()
     found = dict(
         zip(
             [one.name for one in wanted],
-            in_parallel(lambda one: host.find(one, from_domain.get(one.name)), wanted),
+            in_parallel(lambda one: host.find(one, from_domain.get(one.name), one.service.label in disabled), wanted),
         )
     )
     decisions = {one.name: host.decide(one, found[one.name]) for one in wanted}
@@ -384,6 +399,8 @@ def result_of(wanted: Wanted, outcome: Outcome) -> dict:
         "ready": outcome.ready,
         "models": status.get("models") or [],
         "unmanaged": status.get("unmanaged") or [],
+        "drift": status.get("drift") or [],
+        "runtimes": status.get("runtimes") or {},
     }
 
 
@@ -399,6 +416,8 @@ def removed(leftover: Leftover) -> dict:
         "ready": False,
         "models": [],
         "unmanaged": [],
+        "drift": [],
+        "runtimes": {},
     }
 
 
@@ -460,7 +479,11 @@ def ensure(module: AnsibleModule) -> dict:
         "tunings": [change.result() for change in plan.tuning_files()],
     }
     errors = [outcome.error for outcome in outcomes if outcome.error]
-    errors += indistinct([outcome.status for outcome in outcomes if outcome.ready])
+    running = [(one, outcome.status) for one, outcome in zip(wanted, outcomes) if outcome.ready]
+    errors += indistinct(host.evidence(running, ask_ports=result["changed"] and not module.check_mode))
+    for one, outcome in zip(wanted, outcomes):
+        for drift in outcome.status.get("drift") or []:
+            module.warn(f"instance {one.name}: {drift}. To have such models unloaded: lmstudio_instances_purge: true")
     return {**result, "msg": " || ".join(errors)} if errors else result
 
 
@@ -490,7 +513,7 @@ def main() -> None:
                 },
             },
             "tunings": {"type": "list", "elements": "dict", "options": FILE_OPTIONS},
-            "purge": {"type": "bool", "default": True},
+            "purge_instances": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 900},
             "lock_timeout": {"type": "int", "default": 120},
         },

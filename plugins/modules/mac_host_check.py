@@ -355,11 +355,16 @@ def _foreign_listeners(module, user, jobs):
         return []
     listeners = _ports.listeners()
     parent_of = _mac.parents(_output(["/bin/ps", "-axo", "pid=,ppid="]))
+    # An instance that is to be removed, or to get another port, still listens: the run will end it.
+    runners = _mac.instance_runners(_output(["/bin/ps", "-axwwo", "pid=,command="]), user["home"])
     foreign = []
     for wanted in unclear:
         job = jobs[wanted["label"]]
         processes = listeners.get(wanted["port"], {})
         if job and job.pid and any(_mac.descends_from(pid, job.pid, parent_of) for pid in processes):
+            continue
+        ends = [any(_mac.descends_from(pid, runner, parent_of) for runner in runners) for pid in processes]
+        if wanted["status"] and ends and all(ends):
             continue
         names = ", ".join(f"{command} (pid {pid})" for pid, command in processes.items())
         foreign.append({**{key: wanted[key] for key in ("port", "address", "use")}, "process": names or None})

@@ -315,9 +315,19 @@ def _instances(
                 "url": f"http://{_url_host(local)}:{instance['port']}",
                 "api_base": f"http://{_url_host(reached)}:{instance['port']}/v1",
                 "models": models,
+                "runtimes": _runtimes(instance, lambda what, where=where: report(where, what)),
             }
         )
     return planned
+
+
+def _runtimes(instance: Mapping[str, Any], report) -> dict[str, str]:
+    """Return the runtimes of an instance; a version without quotes may have lost a zero, so it is refused."""
+    runtimes = instance.get("runtimes") or {}
+    for name, version in runtimes.items():
+        if not isinstance(version, str) or "@" in f"{name}{version}" or not version.strip():
+            report(f'runtimes: the version of {name} must be text in quotes, such as "2.27.1", not {version!r}.')
+    return dict(runtimes)
 
 
 def _models_of_instance(

@@ -40,6 +40,7 @@ def found(**changes):
         "models_link_right": True,
         "runner_right": True,
         "moved_from": None,
+        "disabled": False,
     }
     return instances.Found(**{**right, **changes})
 
@@ -55,6 +56,11 @@ def other(**changes):
 
 AGAIN = ["bootout", "bootstrap"]
 NOT_LOADED = Actual(canonical(WANTED.service.plist), True, None)
+
+
+def test_a_disabled_job_is_enabled_and_goes_on_running():
+    assert decide(disabled=True) == ("live", "its launchd job was disabled: it would not start again", ["enable"])
+    assert decide(disabled=True, declaration=other(models=[])) == ("live", "its models changed", ["enable"])
 
 
 def test_nothing_to_do():
@@ -197,12 +203,39 @@ def test_what_the_server_says(loaded, ready, lasting, seen):
     assert (verdict.ready, verdict.lasting) == (ready, lasting) and seen in verdict.seen
 
 
-def test_instances_that_are_one_server():
-    one = {"instance": "a", "daemon_pid": 1, "control_port": 41343}
-    assert instances.indistinct([one, {"instance": "b", "daemon_pid": 2, "control_port": 52993}, {}, {}]) == []
-    other = {**one, "instance": "b", "daemon_pid": 2}
-    assert "a and b share control_port 41343" in instances.indistinct([one, other])[0]
-    assert len(instances.indistinct([one, {**one, "instance": "b"}])) == 2
+def evidence(name="a", **changes):
+    number = ord(name)
+    right = {
+        "home": f"/homes/{name}",
+        "daemon_pid": number,
+        "control_port": 1000 + number,
+        "published": (number, 1000 + number),
+        "listeners": {number},
+        "declared": {"m"},
+        "loaded": {"m"},
+    }
+    return instances.Evidence(name=name, **{**right, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"daemon_pid": None, "control_port": None, "listeners": set()}, None),
+        ({"published": (None, None)}, None),
+        ({"home": "/homes/a"}, "instances a and b share the home /homes/a."),
+        ({"daemon_pid": 97, "published": (97, 1098)}, "share daemon 97."),
+        ({"control_port": 1097, "published": (98, 1097)}, "share control port 1097."),
+        ({"listeners": {98, 97}}, "share process 97, which listens for both."),
+        ({"declared": {"n"}}, "share the loaded models (m), though they declare different ones."),
+        ({"declared": {"n"}, "loaded": {"n", "m"}}, None),  # loaded there by hand
+        ({"published": (97, 1097)}, "instance b: its runner has process 98 at control port 1098, but"),
+    ],
+)
+def test_what_two_instances_may_not_share(changes, said):
+    troubles = instances.indistinct([evidence(), evidence("b", **changes)])
+    assert [said in trouble for trouble in troubles] == ([True] if said else [])
+    assert all("Declare one instance here" in trouble or "Restart the" in trouble for trouble in troubles)
 
 
 def test_the_runner_and_the_module_agree():

@@ -14,6 +14,7 @@ from ansible_collections.lmfleet.mac.plugins.module_utils._launchd import (
     Service,
     canonical,
     domain_for,
+    parse_disabled,
     parse_print,
     plan,
 )
@@ -72,3 +73,10 @@ def test_domains(monkeypatch):
             domain_for(kind, me.pw_name)
     with pytest.raises(LaunchdError, match="no user 'nobody-here'"):
         domain_for("gui", "nobody-here")
+
+
+def test_disabled_labels_as_old_and_new_releases_of_macos_write_them():
+    new = '\tdisabled services = {\n\t\t"a.b" => disabled\n\t\t"c" => enabled\n\t}\n'
+    old = '\tdisabled services = {\n\t\t"a.b" => true\n\t\t"c" => false\n\t}\n'
+    assert parse_disabled(new) == parse_disabled(old) == {"a.b"}
+    assert parse_disabled("Could not find domain") == set()

@@ -68,3 +68,12 @@ def test_descent_follows_parents():
     assert _mac.descends_from(12, 10, parent_of)
     assert not _mac.descends_from(10, 12, parent_of)
     assert not _mac.descends_from(5, 5 + 1, {5: 4, 4: 5})
+
+
+def test_the_instance_runners_of_a_user():
+    text = (
+        "  12 /usr/bin/python3 /Users/ada/.lmfleet/instance_runner.pyz /Users/ada/.lmfleet/instances/chat-a\n"
+        "  13 /usr/bin/python3 /Users/bob/.lmfleet/instance_runner.pyz /Users/bob/.lmfleet/instances/chat-a\n"
+        "  14 vi /Users/ada/instance_runner.pyz\n"
+    )
+    assert _mac.instance_runners(text, "/Users/ada") == {12}

@@ -45,7 +45,7 @@ class FakeLaunchd:
 
     def names(self):
         """Return the calls that change something, as "verb label"."""
-        return [f"{verb} {label}" for verb, label in self.calls if verb != "print"]
+        return [f"{verb} {label}" for verb, label in self.calls if verb not in ("print", "print-disabled")]
 
     def answer(self, verb, target, path=None):
         with self._one_at_a_time:
@@ -56,7 +56,11 @@ class FakeLaunchd:
         self.calls.append((verb, label))
         if self.no_domain:
             return Result(125, "", "Domain does not support specified action")
-        return getattr(self, f"_{verb}")(label, path)
+        return getattr(self, "_" + verb.replace("-", "_"))(label, path)
+
+    def _print_disabled(self, _label, _path):
+        lines = "".join(f'\t\t"{label}" => disabled\n' for label in sorted(self.disabled))
+        return Result(0, f"\tdisabled services = {{\n{lines}\t}}\n", "")
 
     def _print(self, label, _path):
         if not label:

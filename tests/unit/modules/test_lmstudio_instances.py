@@ -130,7 +130,7 @@ def test_check_then_start_then_nothing(mac, tmp_path):
         assert not again["changed"] and again["diff"] == [] and all(one["ready"] for one in again["instances"])
         assert [one["pid"] for one in again["instances"]] == [one["pid"] for one in made["instances"]]
     assert mac.launchd.names() == []
-    assert len(mac.launchd.calls) == 4  # one look per instance and run
+    assert len(mac.launchd.calls) == 6  # one look per instance and run, and one at what is disabled
 
 
 def test_a_changed_model_restarts_nothing(mac, monkeypatch):
@@ -196,7 +196,7 @@ def test_purge_removes_what_is_not_declared_and_nothing_else(mac, tmp_path):
     (agents / "org.example.plist").write_bytes(stranger)
     (tmp_path / "instances" / "notes").mkdir()
 
-    assert mac.actions(mac.run(mac.instance(), purge=False)) == {"chat-a": "nothing"}
+    assert mac.actions(mac.run(mac.instance(), purge_instances=False)) == {"chat-a": "nothing"}
     before = mac.run(mac.instance(), check=True)
     result = mac.run(mac.instance())
     assert result["changed"] and mac.actions(result) == mac.actions(before) == {"chat-a": "nothing", "chat-b": "remove"}
@@ -261,7 +261,7 @@ def test_settings_read_back_name_the_knob(mac):
 def test_instances_that_share_a_daemon_fail_loudly(mac):
     mac.says = {name: {"daemon_pid": 5, "control_port": 41343} for name in ("chat-a", "chat-b")}
     failed = mac.run(mac.instance(), mac.instance("chat-b", port=18112))
-    assert "share daemon_pid 5" in failed["msg"] and "share control_port 41343" in failed["msg"]
+    assert "instances chat-a and chat-b share daemon 5, control port 41343. They are one server" in failed["msg"]
 
 
 def tuning(value, instance="chat-a"):
@@ -308,6 +308,52 @@ def test_tunings_that_cannot_be_used_change_nothing(mac, tmp_path):
     assert "template tuning.json.j2, instance chat-a" in mac.run(mac.instance(), tunings=[broken])["msg"]
     assert "there is no instance chat-b" in mac.run(mac.instance(), tunings=[tuning(1, "chat-b")])["msg"]
     assert not mac.home("chat-a").exists()
+
+
+def test_a_home_that_points_to_another_fails_loudly(mac):
+    mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    for name in ("chat-a", "chat-b"):
+        (mac.home(name) / ".lmstudio-home-pointer").write_text(str(mac.home("chat-a") / ".lmstudio") + "\n")
+    failed = mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    assert f"share the home {mac.home('chat-a')}/.lmstudio" in failed["msg"]
+
+
+def test_one_process_that_listens_for_two_fails_loudly(mac, monkeypatch):
+    monkeypatch.setattr(_instance_host, "listeners", lambda: {18111: {7: "llmster"}, 18112: {7: "llmster"}})
+    failed = mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    assert "share process 7, which listens for both" in failed["msg"]
+    assert "msg" not in mac.run(mac.instance(), mac.instance("chat-b", port=18112))  # asked after a change only
+
+
+def test_what_is_loaded_and_not_declared_is_a_warning_not_a_change(mac):
+    mac.says = {"chat-a": {"drift": ["x (p/n/f) is loaded and not declared"], "unmanaged": ["x"]}}
+    mac.run(mac.instance())
+    result = mac.run(mac.instance())
+    assert not result["changed"] and result["instances"][0]["drift"] == ["x (p/n/f) is loaded and not declared"]
+    told = "instance chat-a: x (p/n/f) is loaded and not declared. To have such models unloaded: "
+    assert f"{told}lmstudio_instances_purge: true" in json.dumps(result["warnings"])
+
+
+def test_a_job_that_was_disabled_is_enabled_without_a_restart(mac):
+    before = mac.run(mac.instance())["instances"][0]["pid"]
+    mac.launchd.disabled.add("lmfleet.instance.chat-a")
+    mac.launchd.calls.clear()
+    assert mac.run(mac.instance(), check=True)["changed"] and mac.launchd.names() == []
+    result = mac.run(mac.instance())
+    assert result["changed"] and result["instances"][0]["pid"] == before and not mac.launchd.disabled
+    assert mac.launchd.names() == ["enable lmfleet.instance.chat-a"]
+    assert not mac.run(mac.instance())["changed"]
+
+
+def test_a_property_list_edited_by_hand_is_repaired_and_shown(mac, tmp_path):
+    mac.run(mac.instance())
+    file = tmp_path / "LaunchAgents" / "lmfleet.instance.chat-a.plist"
+    file.write_bytes(file.read_bytes().replace(b"<true/>", b"<false/>"))
+    for check in (True, False):
+        result = mac.run(mac.instance(), check=check)
+        assert result["instances"][0]["why"] == "its property list changed"
+        assert "<false/>" in result["diff"][0]["before"] and "<true/>" in result["diff"][0]["after"]
+    assert not mac.run(mac.instance())["changed"]
 
 
 def test_a_job_in_the_system_domain_needs_root(mac, tmp_path, monkeypatch):

@@ -116,6 +116,21 @@ def test_a_job_that_reports_the_port_is_believed_only_where_launchd_agrees(
     assert result.get("failed", False) is not accepted
 
 
+@pytest.mark.parametrize(("user", "accepted"), [("own", True), ("other", False)])
+def test_the_port_of_an_instance_that_the_run_ends_is_free_for_another(
+    mac, capsys, taken_port, tmp_path, user, accepted
+):
+    """One is renamed, or two swap their ports: the listener is a child of a runner of the same user."""
+    home = os.path.expanduser("~") if user == "own" else "/Users/somebody"
+    mac.answers["lsof"] = (0, f"p21\ncllmster\nn127.0.0.1:{taken_port}\n")
+    runner = f"20 /usr/bin/python3 {home}/.lmfleet/instance_runner.pyz {home}/.lmfleet/instances/old\n"
+    mac.answers["ps"] = (0, f"10 1\n20 1\n21 20\n{runner}")
+    result = run(capsys, ports=[{**PORT, "port": taken_port, "status": str(tmp_path / "none.json")}])
+    assert result.get("failed", False) is not accepted
+    # The port of the gateway, which has no status file, cannot be one that an instance gives up.
+    assert run(capsys, ports=[{**PORT, "port": taken_port}])["failed"]
+
+
 def test_a_job_that_is_not_loaded_owns_no_port(mac, capsys, taken_port):
     mac.answers["lsof"] = (0, f"p11\ncllmster\nn127.0.0.1:{taken_port}\n")
     mac.answers["launchctl"] = (113, "")

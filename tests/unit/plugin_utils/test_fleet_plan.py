@@ -238,6 +238,15 @@ def test_loopback_is_refused_when_another_host_is_the_gateway():
     assert "cannot be reached by the gateways mac-1" in only_problem(outcome)
 
 
+def test_the_runtimes_of_an_instance_are_handed_on_and_a_version_is_text():
+    runtimes = {"llama.cpp-mac-arm64-apple-metal-advsimd": "2.27.1"}
+    sound = plan(host(instances=[{**instance(), "runtimes": runtimes}, instance("chat-b", 1235)]))
+    assert [one["runtimes"] for one in sound.hosts["mac-1"]["instances"]] == [runtimes, {}]
+    for version in (2.3, "", "mlx@1"):
+        problem = only_problem(plan(host(instances=[{**instance(), "runtimes": {"engine": version}}])))
+        assert "mac-1: lmfleet_instances (chat-a): runtimes: the version of engine must be text in quotes" in problem
+
+
 def test_a_second_copy_that_takes_another_models_name_is_refused():
     outcome = plan(
         host(

@@ -25,7 +25,7 @@ def runner_files():
 
 
 # fake.json: {"server": [address, port], "loaded": {identifier: entry}, and the knobs of a test}
-COMMON = """#!{python} -IS
+COMMON = """#!{python} -ISXutf8
 import json, os, sys, time
 HOME = os.environ["HOME"]
 INFO = HOME + "/.lmstudio/.internal/http-server.json"
@@ -95,6 +95,13 @@ if words[:2] == ["server", "start"]:
 elif words == ["daemon", "status", "--json"]:
     pid = state.get("lms_reaches") or json.load(open(INFO))["pid"]
     print(json.dumps({"status": "running", "pid": pid, "isDaemon": True}))
+elif words[:2] == ["runtime", "select"]:
+    state["runtime"] = words[2]
+    write(state)
+elif words == ["runtime", "ls"]:
+    print("LLM ENGINE SELECTED MODEL FORMAT")
+    for one in ("engine@1", "engine@2"):
+        print(one, "✓" if one == state.get("runtime", "engine@1") else "", "GGUF")
 elif words == ["ls", "--json"]:
     print(json.dumps([
         {"path": "p/n/" + name, "modelKey": "key-of-" + name, "deviceIdentifier": None} for name in ("one", "two")

@@ -101,6 +101,9 @@ def test_a_declaration():
         ({"port": True}, "port is missing or of the wrong type"),
         ({"poll_interval": 0}, "poll_interval must be more than 0"),
         ({"lms": ""}, "lms is missing"),
+        ({"purge": "yes"}, "purge must be true or false"),
+        ({"runtimes": {"engine": 2}}, "runtimes must be an object of name and version"),
+        ({"log_max_bytes": 0}, "log_max_bytes must be 1 or more"),
         ({"models": {}}, "models must be a list"),
         ({"models": [{"identifier": "x"}]}, "model x: path is missing"),
         ({"models": valid()["models"] * 2}, "identifier m is declared twice"),
@@ -286,6 +289,23 @@ def test_an_lms_that_hangs_is_said_and_nothing_is_loaded_blindly(instance):
     instance.knob(lms_hangs=None)
     instance.ready()
     assert set(instance.fake()["loaded"]) == {"m"}
+
+
+def test_a_runtime_is_selected_before_a_load_and_another_one_loads_anew(instance):
+    instance.declare(runtimes={"engine": "2"})
+    first = instance.start().ready()
+    assert first["runtimes"] == {"engine": "2"} and len(instance.calls("load")) == 1
+    calls = [json.loads(line)[0] for line in (instance.home / "calls").read_text().splitlines()]
+    assert calls.index("runtime") < calls.index("load")
+    instance.declare(runtimes={"engine": "1"})
+    again = instance.until(lambda status: status["runtimes"] == {"engine": "1"} and status["state"] == "ready")
+    assert again["daemon_pid"] == first["daemon_pid"] and len(instance.calls("load")) == 2
+
+
+def test_a_runtime_that_is_not_there_is_said_and_the_models_are_served(instance):
+    instance.declare(runtimes={"engine": "3"})
+    status = instance.start().until(lambda status: status["state"] == "degraded" and status["models"][0]["key"])
+    assert "runtime engine: version 3 is not installed (installed is 1, 2)" in status["error"]
 
 
 def test_running_requests_are_waited_for_before_the_daemon_ends(instance, is_alive):

@@ -41,6 +41,7 @@ class Declaration(NamedTuple):
     purge: bool
     log_max_bytes: int
     log_keep: int
+    runtimes: dict[str, str]
     models: tuple[Model, ...]
     generation: str
 
@@ -67,7 +68,6 @@ _FIELDS = {
 _MODEL_FIELDS = {"identifier": _TEXT, "path": _TEXT, "type": _TEXT, "fingerprint": _TEXT}
 _MODEL_OPTIONS = {"context_length": _COUNT, "parallel": _COUNT, "gpu": (str, int, float)}
 
-#: For a declaration that does not bound the logs: a template of the user's own may be older.
 _LOG_MAX_BYTES, _LOG_KEEP = 20 * 1024 * 1024, 5
 
 
@@ -85,13 +85,7 @@ def parse_declaration(content: bytes) -> Declaration:
     for name, kinds in _FIELDS.items():
         if kinds is _NUMBER and values[name] <= 0:
             raise DeclarationError(f"{name} must be more than 0 seconds")
-    values["purge"] = data.get("purge", False)
-    if not isinstance(values["purge"], bool):
-        raise DeclarationError(f"purge must be true or false, not {values['purge']!r}")
-    for name, default, least in (("log_max_bytes", _LOG_MAX_BYTES, 1), ("log_keep", _LOG_KEEP, 0)):
-        values[name] = _checked({name: default, **data}, name, _COUNT, "")
-        if values[name] < least:
-            raise DeclarationError(f"{name} must be {least} or more")
+    values.update(_options(data))
     entries = data.get("models")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise DeclarationError("models must be a list of objects")
@@ -101,6 +95,21 @@ def parse_declaration(content: bytes) -> Declaration:
         if identifiers.count(identifier) > 1:
             raise DeclarationError(f"identifier {identifier} is declared twice")
     return Declaration(models=models, generation=hashlib.sha256(content).hexdigest(), **values)
+
+
+def _options(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a declaration may leave out: a template of the user's own may be older."""
+    values = {"purge": data.get("purge", False), "runtimes": data.get("runtimes") or {}}
+    if not isinstance(values["purge"], bool):
+        raise DeclarationError(f"purge must be true or false, not {values['purge']!r}")
+    runtimes = values["runtimes"]
+    if not isinstance(runtimes, dict) or not all(isinstance(version, str) for version in runtimes.values()):
+        raise DeclarationError("runtimes must be an object of name and version, both text")
+    for name, default, least in (("log_max_bytes", _LOG_MAX_BYTES, 1), ("log_keep", _LOG_KEEP, 0)):
+        values[name] = _checked({name: default, **data}, name, _COUNT, "")
+        if values[name] < least:
+            raise DeclarationError(f"{name} must be {least} or more")
+    return values
 
 
 def _parse_model(entry: dict[str, Any]) -> Model:

@@ -17,6 +17,7 @@ from .lms import LMS_TIMEOUT, Answer, Lms
 from .logs import keep_small, log
 from .models import Models
 from .processes import Wakeups, is_orphan
+from .runtimes import Runtimes
 from .server import greets, port_trouble, served_models
 
 EXIT_LOST = 1
@@ -38,6 +39,7 @@ class Runner:
         self.daemon = Daemon(places)
         self.lms = Lms(places, self.pause)
         self.models = Models(self.ask, self._served_models, self.write_status)
+        self.runtimes = Runtimes(self.ask)
         self.phase = "starting"
         self.error: str | None = None
         self.declaration_error: str | None = None
@@ -55,6 +57,7 @@ class Runner:
             self._end_previous_daemon()
             self._start_daemon()
             self._start_server()
+            self.runtimes.check(self.declaration.runtimes)
             self._watch()
         except StopRequestedError:
             log("stopping: launchd asked for it")
@@ -74,14 +77,14 @@ class Runner:
         """Return the state as status.json knows it."""
         if self.phase != "watching":
             return self.phase
-        if self.declaration_error or self.models.problems(self.declaration):
+        if self.declaration_error or self.runtimes.problems or self.models.problems(self.declaration):
             return "degraded"
         plan = self.models.plan(self.declaration)
         return "loading" if plan.load or plan.unload else "ready"
 
     def write_status(self) -> None:
         """Write status.json."""
-        problems = self.models.problems(self.declaration)
+        problems = [*self.runtimes.problems, *self.models.problems(self.declaration)]
         if self.declaration_error:
             problems.append(f"instance.json was changed and is invalid: {self.declaration_error}")
         status = {
@@ -100,6 +103,7 @@ class Runner:
             "updated_monotonic": time.monotonic(),  # the age of a status does not depend on the clock being set
             "models": [self.models.status_of(model) for model in self.declaration.models],
             "unmanaged": self.models.plan(self.declaration).unmanaged,
+            "runtimes": self.runtimes.selected,
             "drift": self.models.drift(self.declaration),
         }
         try:
@@ -232,6 +236,8 @@ class Runner:
     def _watch(self) -> None:
         while True:
             self._check_declaration()
+            if self.runtimes.check(self.declaration.runtimes):
+                self.models.known.clear()  # loaded with another runtime: they are loaded again
             self._reconcile()
             if time.monotonic() >= self._next_poll:
                 self._poll()
@@ -258,6 +264,8 @@ class Runner:
         if changed.generation != self.declaration.generation:
             log(f"new declaration {changed.generation[:12]}")
             self.models.failures.clear()
+            if changed.runtimes != self.declaration.runtimes:
+                self.runtimes.check_soon()
         self.declaration = changed
         self.write_status()
 

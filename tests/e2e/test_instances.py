@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The instances of one Mac: the three ways to scale, changes, drift, faults. Each ends in the declared state."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from fleet_under_test import Fleet
+from loaded_models import assert_as_declared, look
+
+pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
+
+HOMES = "/Users/admin/.lmfleet/instances"
+AGENTS = "/Users/admin/Library/LaunchAgents"
+
+
+@pytest.fixture(scope="module")
+def mac(tmp_path_factory):
+    """One Mac with two instances. The gateway is another one, which is never up: no run is for it."""
+    fleet = Fleet(tmp_path_factory.mktemp("inventory"))
+    macs = fleet.hosts["all"]["children"]["macs"]["hosts"]
+    gateway = macs.pop("mac-2")
+    macs["mac-1"].pop("lmfleet_instances")
+    fleet.hosts["all"]["children"]["gateways"]["hosts"] = {"mac-2": gateway}
+    chat = {"name": "pretender"}
+    fleet.variables["macs"]["lmfleet_instances"] = [
+        {"name": "chat-a", "port": 1234, "models": [chat]},
+        {"name": "chat-b", "port": 1235, "models": [{**chat, "copies": 2}, {"name": "pretender-embed"}]},
+    ]
+    fleet.sandbox("down")
+    fleet.sandbox("up", "1")
+    run(fleet).succeeded()
+    yield fleet
+    fleet.sandbox("down")
+
+
+def run(fleet: Fleet, *arguments: str):
+    return fleet.play("--limit", "mac-1", *arguments)
+
+
+def converged(fleet: Fleet) -> None:
+    """Assert that a run succeeds, that the next changes nothing, and that what is loaded is what is declared."""
+    run(fleet).succeeded()
+    unchanged(fleet)
+
+
+def unchanged(fleet: Fleet) -> None:
+    assert run(fleet).succeeded().changed == {"mac-1": 0}
+    assert_as_declared(fleet, "mac-1")
+
+
+def lms(fleet: Fleet, instance: str, *words: str) -> str:
+    """Call lms of an instance by hand."""
+    home = f"{HOMES}/{instance}"
+    program = json.loads(fleet.on("mac-1", f"cat {home}/instance.json"))["lms"]
+    info = f"LMS_API_SERVER_INFO_PATH={home}/.lmstudio/.internal/http-server.json"
+    return fleet.sandbox("exec", "mac-1", "--", "/usr/bin/env", f"HOME={home}", info, program, *words)
+
+
+def daemons(fleet: Fleet) -> dict[str, int]:
+    return {name: one["status"]["daemon_pid"] for name, one in look(fleet, "mac-1").items()}
+
+
+def wait_until(condition, what: str, timeout: float = 90) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout} s until {what}"
+        time.sleep(0.5)
+
+
+def test_several_models_several_servers_several_copies(mac):
+    converged(mac)
+
+
+def test_a_new_instance_leaves_the_others_alone_and_a_removed_one_is_gone(mac, tmp_path):
+    before = daemons(mac)
+    more = mac.copy(tmp_path)
+    more.variables["macs"]["lmfleet_instances"].append(
+        {"name": "chat-c", "port": 1236, "models": [{"name": "pretender"}]}
+    )
+    converged(more)
+    after = daemons(mac)
+    assert {name: after[name] for name in before} == before
+    renamed = more.copy(tmp_path)
+    renamed.variables["macs"]["lmfleet_instances"][2]["name"] = "chat-d"
+    converged(renamed)
+    converged(mac)
+    assert daemons(mac) == before
+    assert "chat-c" not in mac.on("mac-1", f"ls -a {HOMES} {AGENTS}")
+    assert "chat-d" not in mac.on("mac-1", f"ls -a {HOMES} {AGENTS}")
+    assert str(after["chat-c"]) not in mac.on("mac-1", "/bin/ps -axo pid=").split()
+    assert "fake-llm.gguf" in mac.on("mac-1", "ls -R /Users/admin/.lmfleet/models")
+
+
+def test_changed_tuning_loads_that_model_anew_and_no_other(mac, tmp_path):
+    before = look(mac, "mac-1")
+    changed = mac.copy(tmp_path)
+    changed.variables["macs"]["lmfleet_instances"][1]["models"][0]["load"] = {"context_length": 3000}
+    converged(changed)
+    log = mac.on("mac-1", f"cat {HOMES}/chat-b/logs/runner.log")
+    assert log.count("loading pretender from") == 2
+    assert log.count("loading pretender-embed from") == 1
+    after = look(mac, "mac-1")
+    assert [one["status"]["daemon_pid"] for one in after.values()] == [
+        one["status"]["daemon_pid"] for one in before.values()
+    ]
+    converged(mac)
+
+
+def test_what_somebody_did_to_the_models_by_hand_is_told_or_undone(mac, tmp_path):
+    lms(mac, "chat-a", "unload", "pretender")
+    lms(mac, "chat-b", "unload", "pretender-2")
+    lms(mac, "chat-b", "load", "pretender", "-y", "--identifier", "pretender-2", "--parallel", "1", "--ttl", "300")
+    wait_until(lambda: "pretender-2" in lms(mac, "chat-b", "ps"), "the runner saw it")
+    run(mac).succeeded()
+    unchanged(mac)
+
+    lms(mac, "chat-a", "load", "pretender", "-y", "--identifier", "mine")
+    told = run(mac).succeeded()
+    assert told.changed == {"mac-1": 0}
+    told.said("instance chat-a: mine (lmfleet/pretender/fake-llm.gguf) is loaded and not declared")
+    purging = mac.copy(tmp_path)
+    purging.variables["macs"]["lmstudio_instances_purge"] = True
+    converged(purging)
+    lms(mac, "chat-a", "load", "pretender", "-y", "--identifier", "mine")
+    wait_until(lambda: '"mine"' not in lms(mac, "chat-a", "ps", "--json"), "the runner unloaded it by itself")
+    converged(mac)
+
+
+def test_what_somebody_did_to_the_jobs_by_hand_is_undone(mac):
+    uid = mac.on("mac-1", "id -u admin").strip()
+    job = f"gui/{uid}/lmfleet.instance.chat-a"
+    mac.on("mac-1", f"launchctl disable {job}")
+    run(mac, "--check").succeeded().said("chat-a")
+    converged(mac)
+    assert '"lmfleet.instance.chat-a" => enabled' in mac.on("mac-1", f"launchctl print-disabled gui/{uid}")
+
+    mac.on("mac-1", f"launchctl disable {job}")
+    mac.sandbox("exec", "mac-1", "--", "/bin/sh", "-c", f"launchctl bootout {job} || test $? = 36")
+    converged(mac)
+
+    mac.on("mac-1", f"sed -i.bak s/Interactive/Background/ {AGENTS}/lmfleet.instance.chat-a.plist")
+    mac.on("mac-1", f"rm {AGENTS}/lmfleet.instance.chat-a.plist.bak")
+    run(mac, "--check", "--diff").succeeded().said("- <string>Background</string>", "+ <string>Interactive</string>")
+    converged(mac)
+
+
+def test_a_second_daemon_that_shares_the_first_fails_loudly(mac, tmp_path):
+    mac.sandbox("knob", "mac-1", "llmster.share@chat-b=true")
+    try:
+        restarted = mac.copy(tmp_path)
+        restarted.variables["macs"]["lmfleet_instances"][1]["port"] = 1245
+        failed = run(restarted)
+        assert failed.code != 0
+        failed.said("instance chat-b", "does not run two daemons side by side", "Declare one instance on this Mac")
+    finally:
+        mac.sandbox("knob", "mac-1", "llmster.share@chat-b=false")
+    converged(mac)
+
+
+def test_a_model_that_does_not_fit_is_told_and_the_others_serve(mac, tmp_path):
+    mac.sandbox("knob", "mac-1", "llmster.load_memory_mb@chat-a=1")
+    try:
+        changed = mac.copy(tmp_path)
+        changed.variables["macs"]["lmfleet_instances"][0]["models"] = [{"name": "pretender", "load": {"parallel": 3}}]
+        failed = run(changed)
+        assert failed.code != 0
+        failed.said("model pretender: load failed:", "insufficient system resources")
+        assert look(mac, "mac-1")["chat-b"]["status"]["state"] == "ready"
+    finally:
+        mac.sandbox("knob", "mac-1", "--clear")
+    converged(mac)
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_killed_anywhere_is_repaired_by_the_next(mac, tmp_path):
+    chance = random.Random(20260301)
+    for attempt in range(10):
+        changed = mac.copy(tmp_path)
+        changed.variables["macs"]["lmfleet_instances"][attempt % 2]["models"][0]["load"] = {
+            "context_length": 3000 + attempt
+        }
+        if attempt % 3 == 0:
+            changed.variables["macs"]["lmfleet_instances"][1]["port"] = 1300 + attempt
+        process = changed.start("--limit", "mac-1")
+        time.sleep(chance.uniform(1.0, 8.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        run(changed).succeeded()
+        assert_as_declared(changed, "mac-1")
+    converged(mac)
