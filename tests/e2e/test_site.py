@@ -214,7 +214,7 @@ def test_two_runs_at_once_do_no_harm(served):
             assert run.changed == {"mac-1": 0, "mac-2": 0}
 
 
-@pytest.mark.parametrize("seconds", [4, 7, 10, 14])
+@pytest.mark.parametrize("seconds", [5, 11])
 def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
     changed = served.copy(tmp_path)
     changed.variables["all"]["lmfleet_models"]["pretender"]["load"]["context_length"] = 5000 + seconds
