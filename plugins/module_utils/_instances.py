@@ -304,14 +304,14 @@ def _not_its_own(one: Evidence) -> list[str]:
     ]
 
 
-def _shared(one: Evidence, other: Evidence) -> list[str]:
+def _shared(first: Evidence, second: Evidence) -> list[str]:
     shared = [
-        f"{what} {getattr(one, part)}"
+        f"{what} {getattr(first, part)}"
         for part, what in (("home", "the home"), ("daemon_pid", "daemon"), ("control_port", "control port"))
-        if getattr(one, part) is not None and getattr(one, part) == getattr(other, part)
+        if getattr(first, part) is not None and getattr(first, part) == getattr(second, part)
     ]
-    if one.listeners & other.listeners:
-        shared.append(f"process {min(one.listeners & other.listeners)}, which listens for both")
-    if one.declared != other.declared and one.loaded and one.loaded == other.loaded:
-        shared.append(f"the loaded models ({', '.join(sorted(one.loaded))}), though they declare different ones")
+    if first.listeners & second.listeners:
+        shared.append(f"process {min(first.listeners & second.listeners)}, which listens for both")
+    if first.declared != second.declared and first.loaded and first.loaded == second.loaded:
+        shared.append(f"the loaded models ({', '.join(sorted(first.loaded))}), though they declare different ones")
     return shared

@@ -378,7 +378,7 @@ DEPLOYMENT = {
     "cooldown_time": {"type": "float"},
     "parallel_limit": {"type": "int"},
     "max_parallel_requests": {"type": "int"},
-    "max_input_tokens": {"type": "int"},
+    "max_input_tokens": {"type": "int", "no_log": False},
     "host": {"type": "str"},
     "instance": {"type": "str"},
     "parallel": {"type": "int"},
