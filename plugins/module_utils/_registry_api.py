@@ -29,6 +29,8 @@ NOTE = "lmfleet"
 #: How what stands for a token begins.
 HASHED = "sha256:"
 CALL_SECONDS = 30.0
+#: The type of error with which LiteLLM refuses to look a key up.
+NO_DATABASE = "no_db_connection"
 #: Answers that must agree, at least; which worker answers is chance.
 AGREEING = 6
 
@@ -191,19 +193,30 @@ def foreign_problems(wanted: Mapping, foreign: tuple, url: str) -> list:
 
 
 class ApiRegistry:
-    """The gateway at `url`. Raises ApiError."""
+    """The gateway at `url`. Raises ApiError. `patience`: seconds for a worker that is about to find its database."""
 
-    def __init__(self, url: str, key: str, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, url: str, key: str, context: ssl.SSLContext | None = None, patience: float = 30.0) -> None:
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
         self._context = context
+        self._patience = patience
+
+    def _ask_once(self, path: str, method: str = "GET", payload: object | None = None) -> Reply:
+        return request_json(self.url + path, method, payload, self._headers, CALL_SECONDS, self._context)
 
     def _ask(self, path: str, method: str = "GET", payload: object | None = None) -> Reply:
-        return request_json(self.url + path, method, payload, self._headers, CALL_SECONDS, self._context)
+        deadline = time.monotonic() + self._patience
+        while True:
+            reply = self._ask_once(path, method, payload)
+            # After an outage LiteLLM is ready again a while before it looks keys up again. Nothing has been done then.
+            if reply.status != 503 or NO_DATABASE not in reply.text or time.monotonic() >= deadline:
+                return reply
+            self.check()
+            time.sleep(0.5)
 
     def check(self) -> None:
         """Raise ApiError when the gateway, or its database, is down."""
-        reply = self._ask("/health/readiness")
+        reply = self._ask_once("/health/readiness")
         told = reply.body if isinstance(reply.body, dict) else {}
         if told.get("db") == "Not connected" and reply.status == 200:
             raise ApiError(

@@ -486,7 +486,7 @@ def api_registry(params):
     if not params["validate_certs"]:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return ApiRegistry(params["url"], key, context)
+    return ApiRegistry(params["url"], key, context, params["timeout"])
 
 
 def converge_api(module, registry, asked):

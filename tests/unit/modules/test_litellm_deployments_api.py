@@ -40,6 +40,9 @@ class AdminApi(BaseHTTPRequestHandler):
             return self.answer(401, {"error": {"message": "Authentication Error"}})
         if server.db == "disconnected":
             return self.answer(503, {"error": {"message": "the authentication database is temporarily unreachable"}})
+        if server.blind:
+            server.blind -= 1
+            return self.answer(503, {"error": {"message": "Please retry shortly.", "type": "no_db_connection"}})
         rows = server.stale.pop(0) if server.stale else list(server.rows.values())
         return self.answer(200, {"data": [shown(row) for row in rows]})
 
@@ -86,7 +89,7 @@ def shown(row):
 @pytest.fixture
 def gateway():
     server = ThreadingHTTPServer(("127.0.0.1", 0), AdminApi)
-    server.rows, server.db, server.asked, server.stale = {}, "connected", [], []
+    server.rows, server.db, server.asked, server.stale, server.blind = {}, "connected", [], [], 0
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
     server.shutdown()
@@ -249,6 +252,13 @@ def test_a_database_that_goes_in_the_middle_is_named(run, gateway, monkeypatch):
     original = litellm_deployments.ApiRegistry.apply
     monkeypatch.setattr(litellm_deployments.ApiRegistry, "apply", fails)
     assert "does not reach its database (Postgres)" in run(deployments=[A])["msg"]
+
+
+def test_a_worker_that_is_about_to_find_its_database_is_waited_for(run, gateway):
+    gateway.blind = 1
+    assert run(deployments=[A])["added"] == ["a"]
+    gateway.blind = 1000
+    assert "Please retry shortly" in run(deployments=[A, B], timeout=0.1)["msg"]
 
 
 @pytest.fixture
