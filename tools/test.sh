@@ -5,8 +5,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 sandbox_down() {
-  tests/sandbox/sandbox --realm test down >/dev/null
-  tests/sandbox/sandbox --realm e2e down >/dev/null
+  local realm
+  for realm in test e2e e2e-2; do
+    tests/sandbox/sandbox --realm "$realm" down >/dev/null
+  done
 }
 
 part() { # TITLE COMMAND...
@@ -24,4 +26,5 @@ trap sandbox_down EXIT
 part lint tools/lint.sh
 part sanity .venv/bin/python tests/sanity/run.py
 printf '\n=== tests\n'
-.venv/bin/pytest
+# Two at a time: they wait more than they compute. tests/conftest.py says which go together.
+.venv/bin/pytest --numprocesses 2 --dist loadgroup

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from fleet_under_test import NETWORK
+
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(300)]
 
 INSTANCE = {"name": "a", "port": 1234, "models": [{"name": "pretender"}]}
@@ -104,7 +106,7 @@ def test_a_host_that_is_no_mac(fleet, tmp_path):
     bad.hosts["all"]["children"]["macs"]["hosts"]["this-machine"] = {
         "ansible_connection": "local",
         "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-        "ansible_host": "10.77.8.1",
+        "ansible_host": f"{NETWORK}.1",
     }
     run = bad.play()
     assert run.code != 0

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from as_declared import assert_as_declared
-from fleet_under_test import REPOSITORY, Run, chat
+from fleet_under_test import NETWORK, REPOSITORY, Run, chat
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
@@ -38,7 +38,7 @@ def test_a_second_run_changes_nothing_and_restarts_nothing(served):
     run = served.play().succeeded()
     assert run.changed == {"mac-1": 0, "mac-2": 0}
     assert served.daemons() == before
-    run.said("mac-2 chat-b 1235 pretender-embed default ready", "Clients: http://10.77.8.11:4000/v1")
+    run.said("mac-2 chat-b 1235 pretender-embed default ready", f"Clients: http://{NETWORK}.11:4000/v1")
 
 
 def test_check_mode_after_it_reports_nothing(served):
@@ -214,6 +214,19 @@ def test_two_runs_at_once_do_no_harm(served):
             assert run.changed == {"mac-1": 0, "mac-2": 0}
 
 
+def test_a_gateway_that_is_gone_does_not_stop_the_others(served, tmp_path):
+    two = served.copy(tmp_path)
+    two.hosts["all"]["children"]["gateways"]["hosts"]["gone"] = {"ansible_host": f"{NETWORK}.99"}
+    two.variables["gateways"]["litellm_master_key"] = served.on("mac-1", MASTER_KEY).strip()
+    run = two.play("-e", "ansible_ssh_timeout=5")
+    assert run.code == 4, run.output
+    assert run.changed == {"mac-1": 0, "mac-2": 0, "gone": 0}
+    run.said("NOT REACHED: the gateway on gone", f"Clients: http://{NETWORK}.11:4000/v1 (gateway on mac-1)")
+    needed = two.play("-e", "ansible_ssh_timeout=5", "-e", "lmfleet_all_gateways=true")
+    assert needed.code != 0
+    assert "Clients:" not in needed.output
+
+
 @pytest.mark.parametrize("seconds", [5, 11])
 def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
     changed = served.copy(tmp_path)
@@ -225,19 +238,6 @@ def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
     changed.play().succeeded()
     assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
     assert_as_declared(changed)
-
-
-def test_a_gateway_that_is_gone_does_not_stop_the_others(served, tmp_path):
-    two = served.copy(tmp_path)
-    two.hosts["all"]["children"]["gateways"]["hosts"]["gone"] = {"ansible_host": "10.77.8.99"}
-    two.variables["gateways"]["litellm_master_key"] = served.on("mac-1", MASTER_KEY).strip()
-    run = two.play("-e", "ansible_ssh_timeout=5")
-    assert run.code == 4, run.output
-    assert run.changed == {"mac-1": 0, "mac-2": 0, "gone": 0}
-    run.said("NOT REACHED: the gateway on gone", "Clients: http://10.77.8.11:4000/v1 (gateway on mac-1)")
-    needed = two.play("-e", "ansible_ssh_timeout=5", "-e", "lmfleet_all_gateways=true")
-    assert needed.code != 0
-    assert "Clients:" not in needed.output
 
 
 def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):

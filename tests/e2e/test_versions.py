@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from fleet_under_test import REPOSITORY, Run
+from fleet_under_test import NETWORK, REPOSITORY, Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
 OLD, NEW = "0.0.24-1", "0.0.25-1"
-NOWHERE = "http://10.77.8.1:9/llmster"
+NOWHERE = f"http://{NETWORK}.1:9/llmster"
 
 
 @pytest.fixture

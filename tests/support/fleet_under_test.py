@@ -19,8 +19,8 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 SANDBOX = REPOSITORY / "tests" / "sandbox" / "sandbox"
 ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
-REALM = "e2e"
-NETWORK = "10.77.8"
+# Two processes of pytest-xdist may run at once, each with a realm of its own.
+REALM, NETWORK = ("e2e-2", "10.77.9") if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" else ("e2e", "10.77.8")
 STATE = f"/var/tmp/lmfleet-sandbox/{REALM}"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
