@@ -43,6 +43,12 @@ options:
       - Folder with the installs of LM Studio, to tell which versions are there. C(~) is the home of O(user). With it an
         install that is as it should be needs no further look.
     type: str
+  daemons:
+    description:
+      - How many daemons of LM Studio are to run, with homes in the folder C(instances) beside O(llmster_directory).
+        Refused where other programs leave fewer control ports than that.
+    type: int
+    default: 0
   user:
     description: Login user who owns what is installed. The one who connects when it is not set, also under sudo.
     type: str
@@ -118,6 +124,20 @@ options:
             type: list
             elements: dict
             required: true
+  settings:
+    description:
+      - How the Mac is to be set, as M(lmfleet.mac.mac_host_settings) takes it, to tell whether anything differs.
+    type: dict
+    suboptions:
+      power:
+        description: Settings of C(pmset).
+        type: dict
+      gpu_memory_limit_mb:
+        description: Memory in megabytes that the GPU may use. It is refused where it is out of bounds.
+        type: int
+      boot_plist:
+        description: The launch daemon that sets the limit at each boot.
+        type: str
 """
 
 EXAMPLES = r"""
@@ -176,12 +196,20 @@ facts:
       description: The C(versions) of LM Studio on disk, C(leftovers) of installs that were cut off, and the C(selected)
         one with version, sha512, home, llmster and lms. Empty without O(llmster_directory).
       type: dict
+    desktop:
+      description: With O(llmster_directory), LM Studio that is not of this collection. C(apps), the desktop apps,
+        C(home) of the user's own LM Studio or null, and C(foreign_control_ports), on which other daemons listen.
+      type: dict
     memory:
       description:
         - "With O(memory): C(wired_limit_mb) as the Mac is set, C(files) with size and figures by path,
           C(measured) values, C(settled), which tells that nothing of it changes, C(estimates) of LM Studio by
           instance and identifier, and C(problem) with the measured values."
       type: dict
+    settings:
+      description: With O(settings), what M(lmfleet.mac.mac_host_settings) would set, one line each.
+      type: list
+      elements: str
     listeners:
       description: Wanted ports that another program holds, each with port, address, use and process.
       type: list
@@ -198,7 +226,8 @@ import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import _command, _files, _launchd, _mac, _memory_facts, _ports, _versions
+from ..module_utils import _command, _desktop, _files, _host_settings, _launchd, _mac, _memory_facts, _ports, _versions
+from ..module_utils._launchd import LaunchdError
 
 _COMMAND_TIMEOUT = 30  # seconds
 
@@ -211,6 +240,7 @@ def main():
             "min_free_disk_mb": {"type": "int", "default": 10240},
             "disk_path": {"type": "str"},
             "llmster_directory": {"type": "str"},
+            "daemons": {"type": "int", "default": 0},
             "user": {"type": "str"},
             "domains": {"type": "list", "elements": "str", "choices": ["gui", "system"], "default": []},
             "ports": {
@@ -226,6 +256,7 @@ def main():
                     "status": {"type": "str"},
                 },
             },
+            "settings": {"type": "dict", "options": {**_host_settings.SPEC, "power": {"type": "dict"}}},
             "memory": {
                 "type": "dict",
                 "options": {
@@ -246,7 +277,10 @@ def main():
         },
         supports_check_mode=True,
     )
-    facts = _facts(module)
+    try:
+        facts = _facts(module)
+    except LaunchdError as error:
+        module.fail_json(msg=f"{error}. Nothing has been changed.")
     wanted = {
         "macos_version": module.params["min_macos_version"],
         "memory_mb": module.params["min_memory_mb"],
@@ -254,6 +288,11 @@ def main():
         "domains": module.params["domains"],
     }
     problems = _mac.problems(facts, wanted)
+    if "desktop" in facts:
+        root = os.path.dirname(_below_home(module.params["llmster_directory"], facts["user"]))
+        problems += _desktop.problems(facts["desktop"], module.params["daemons"], root)
+    limit = (module.params["settings"] or {}).get("gpu_memory_limit_mb")
+    problems += [problem for problem in [_host_settings.limit_problem(limit, facts["memory_mb"])] if problem]
     if problems:
         lines = "\n".join("  - " + problem for problem in problems)
         module.fail_json(
@@ -284,10 +323,20 @@ def _facts(module):
         return facts
     facts.update(_sysctl())
     if module.params["llmster_directory"]:
-        facts["lmstudio"] = _versions.standing(module.params["llmster_directory"].replace("~", user["home"], 1))
+        llmster = _below_home(module.params["llmster_directory"], user)
+        facts["lmstudio"] = _versions.standing(llmster)
+        facts["desktop"] = {
+            "apps": _desktop.apps(user["home"]),
+            "home": _desktop.lmstudio_home(user["home"]),
+            "foreign_control_ports": _desktop.foreign_daemons(os.path.join(os.path.dirname(llmster), "instances")),
+        }
     wired_limit_mb = facts.pop("wired_limit_mb")
     if module.params["memory"]:
         facts["memory"] = _memory_facts.gather(module.params["memory"], user, wired_limit_mb)
+    if module.params["settings"]:
+        declared = _host_settings.wanted_from(module.params["settings"])
+        found = _host_settings.look(declared, wired_limit_mb)
+        facts["settings"] = _host_settings.lines(_host_settings.plan(declared, found))
     jobs = {wanted["label"]: _launchctl(wanted["domain"], user).job(wanted["label"]) for wanted in _taken(module)}
     if "gui" in module.params["domains"]:
         facts["gui_session"] = _has_gui_session(module, user, jobs)
@@ -302,6 +351,10 @@ def _user(module):
     except KeyError:
         module.fail_json(msg=f"There is no user {name} on this host. Nothing has been changed.")
     return {"name": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "home": entry.pw_dir}
+
+
+def _below_home(path, user):
+    return path.replace("~", user["home"], 1)
 
 
 def _free_disk_mb(path):

@@ -35,6 +35,7 @@ def scaled(fleet):
     fleet.fresh = {host: fleet.files(host) for host in UNCHANGED}
     for host, instances in SCALED.items():
         fleet.hosts["all"]["children"]["macs"]["hosts"][host]["lmfleet_instances"] = instances
+    fleet.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["mac_host_gpu_memory_limit_mb"] = 12000
     fleet.play().succeeded()
     return fleet
 
@@ -86,9 +87,19 @@ def mark(fleet, host):
 
 def test_every_instance_serves_what_is_declared(scaled):
     assert_as_declared(scaled)
+    assert_set_up(scaled)
     assert scaled.play().succeeded().changed == UNCHANGED
     ids = json.loads(scaled.on("mac-1", f"cat {ROOT}/gateway/registry/deployments.json"))["deployments"]
     assert len(ids) == 8
+
+
+def assert_set_up(fleet):
+    """Assert that a Mac has the settings of a server, those of its own, and a limit that lasts."""
+    settings = fleet.on("mac-2", "pmset -g custom").split()
+    assert [settings[settings.index(name) + 1] for name in ("sleep", "autorestart")] == ["0", "1"]
+    assert fleet.on("mac-2", "sysctl -n iogpu.wired_limit_mb") == "12000\n"
+    job = fleet.on("mac-2", "launchctl print system/lmfleet.gpu-memory-limit")
+    assert "last exit code = 0" in job
 
 
 def test_verify_finds_nothing_and_touches_nothing(scaled, verify):
@@ -115,6 +126,8 @@ def test_what_differs_is_found_and_mended(scaled, verify):
     scaled.on("mac-2", f"sed -i s/4096/8192/ {tuning}")
     boot_out(scaled, "mac-2", "one")
     scaled.on("mac-2", f"rm {ROOT}/models/lmfleet/pretender/fake-llm.gguf")
+    scaled.on("mac-2", "pmset -a sleep 10 displaysleep 3", root=True)
+    scaled.on("mac-2", "sysctl iogpu.wired_limit_mb=0", root=True)
     run, report = verify()
     assert run.code != 0
     found = places(report)
@@ -132,6 +145,7 @@ def test_what_differs_is_found_and_mended(scaled, verify):
         ("instance one", "its launchd job is not loaded (to do: start)"),
         ("instance one", "pretender-embed is not loaded"),
         ("fake-llm.gguf", "is missing"),
+        ("settings of the Mac", "differs in 2 lines"),
     }
     run.said("mac-1 lmstudio_instances instance many mine is loaded, and not declared", "mac-1, mac-2")
 
@@ -139,6 +153,7 @@ def test_what_differs_is_found_and_mended(scaled, verify):
     lms(scaled, "mac-1", "many", "unload", "mine")
     assert scaled.play().succeeded().changed == UNCHANGED
     assert_as_declared(scaled)
+    assert_set_up(scaled)
     verify()[0].succeeded()
 
 
@@ -173,7 +188,8 @@ def test_reset_of_one_mac_removes_what_is_ours_and_nothing_else(scaled):
     assert run.code != 0
     run.said("launchd job gui/501/lmfleet.instance.copies", "run again with -e reset_confirm=yes")
     scaled.play("--limit", "mac-2", "--check", playbook="reset.yml").succeeded()
-    assert (names(scaled, "mac-2"), touched(scaled, "mac-2")) == (before, [])
+    assert set(names(scaled, "mac-2")) ^ set(before) == set()
+    assert touched(scaled, "mac-2") == []
 
     pid = scaled.status("mac-2", "copies")["pid"]
     scaled.on("mac-2", f"kill -9 {pid}")  # its llmster is nobody's child now

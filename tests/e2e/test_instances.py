@@ -113,11 +113,21 @@ def test_changed_tuning_loads_that_model_anew_and_no_other(mac, tmp_path):
     converged(mac)
 
 
+def load_otherwise(fleet: Fleet) -> bool:
+    """Load a declared model by hand with other settings; False when the runner was quicker."""
+    lms(fleet, "chat-b", "unload", "pretender-2")
+    wanted = ("pretender", "-y", "--identifier", "pretender-2", "--parallel", "1", "--ttl", "300")
+    try:
+        lms(fleet, "chat-b", "load", *wanted)
+    except AssertionError as error:
+        assert "pretender-2" in str(error)
+        return False
+    return True
+
+
 def test_what_somebody_did_to_the_models_by_hand_is_told_or_undone(mac, tmp_path):
     lms(mac, "chat-a", "unload", "pretender")
-    lms(mac, "chat-b", "unload", "pretender-2")
-    lms(mac, "chat-b", "load", "pretender", "-y", "--identifier", "pretender-2", "--parallel", "1", "--ttl", "300")
-    wait_until(lambda: "pretender-2" in lms(mac, "chat-b", "ps"), "the runner saw it")
+    wait_until(lambda: load_otherwise(mac), "it was loaded by hand before the runner did")
     run(mac).succeeded()
     unchanged(mac)
 
@@ -176,6 +186,47 @@ def test_a_model_that_does_not_fit_is_told_and_the_others_serve(mac, tmp_path):
     finally:
         mac.sandbox("knob", "mac-1", "--clear")
     converged(mac)
+
+
+@pytest.fixture
+def desktop(mac):
+    """LM Studio of the user's own, with a server on port 1240. Returns a function that runs its lms."""
+    declared = json.loads(mac.on("mac-1", f"cat {HOMES}/chat-a/instance.json"))
+    info = "/Users/admin/.lmstudio/.internal/http-server.json"
+    start = f"HOME=/Users/admin nohup {declared['llmster']} >/dev/null 2>&1 & echo $!"
+    pid = mac.sandbox("exec", "mac-1", "--", "/bin/sh", "-c", start).strip()
+
+    def its_lms(*words: str) -> str:
+        environment = ("/usr/bin/env", "HOME=/Users/admin", f"LMS_API_SERVER_INFO_PATH={info}")
+        return mac.sandbox("exec", "mac-1", "--", *environment, declared["lms"], *words)
+
+    try:
+        wait_until(lambda: f'"pid":{pid}' in mac.on("mac-1", f"cat {info}").replace(" ", ""), "the desktop app runs")
+        its_lms("server", "start", "--port", "1240", "--bind", "127.0.0.1")
+        yield its_lms
+    finally:
+        mac.on("mac-1", f"kill -9 {pid}")
+        mac.on("mac-1", "rm -r /Users/admin/.lmstudio /Users/admin/.lmstudio-home-pointer")
+
+
+def test_a_desktop_lm_studio_is_left_alone(mac, desktop, tmp_path):
+    def seen() -> tuple:
+        find = "find /Users/admin/.lmstudio -not -path *logs* -type f -ls"
+        return desktop("daemon", "status", "--json"), desktop("server", "status", "--json"), mac.on("mac-1", find)
+
+    before = seen()
+    many = mac.copy(tmp_path)
+    instances = many.variables["macs"]["lmfleet_instances"]
+    instances += [
+        {"name": f"chat-{port}", "port": port, "models": [{"name": "pretender"}]} for port in (1250, 1251, 1240)
+    ]
+    refused = run(many)
+    assert refused.code != 0
+    refused.said("5 instances are declared, and 4 can run")
+    del instances[3:]
+    converged(many)
+    assert '"running":true,"port":1240' in before[1].replace(" ", "")
+    assert seen() == before
 
 
 @pytest.mark.timeout(1800)
