@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+#: Seconds that the clock of a host may differ from the controller's, the way of the question included.
+CLOCK_TOLERANCE = 120
+
 
 def version_tuple(text):
     """Return "15.5" as (15, 5); what is not a number ends it, so "" is ()."""
@@ -60,6 +63,17 @@ def problems(facts, wanted):
             "End that program, or declare another port."
         )
     return found
+
+
+def clock_warning(here, controller):
+    """Return a line when the clock of this host is off by more than two minutes, None when not. In seconds; pure."""
+    if controller is None or abs(here - controller) <= CLOCK_TOLERANCE:
+        return None
+    direction = "ahead of" if here > controller else "behind"
+    return (
+        f"the clock of this host is {abs(here - controller):.0f} s {direction} the controller's. Downloads may fail "
+        "with certificates that are not valid yet, or no more. Set it: sudo sntp -sS time.apple.com"
+    )
 
 
 def parents(text):

@@ -49,6 +49,11 @@ options:
         Refused where other programs leave fewer control ports than that.
     type: int
     default: 0
+  controller_time:
+    description:
+      - What the clock of the controller says, in seconds since 1970. A clock of this host that is more than two minutes
+        off is warned of. Certificates then count as invalid, and logs mislead.
+    type: float
   user:
     description: Login user who owns what is installed. The one who connects when it is not set, also under sudo.
     type: str
@@ -223,6 +228,7 @@ problems:
 
 import os
 import pwd
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -241,6 +247,7 @@ def main():
             "disk_path": {"type": "str"},
             "llmster_directory": {"type": "str"},
             "daemons": {"type": "int", "default": 0},
+            "controller_time": {"type": "float"},
             "user": {"type": "str"},
             "domains": {"type": "list", "elements": "str", "choices": ["gui", "system"], "default": []},
             "ports": {
@@ -298,6 +305,9 @@ def main():
         module.fail_json(
             msg="This host cannot serve. Nothing has been changed.\n" + lines, facts=facts, problems=problems
         )
+    offset = _mac.clock_warning(time.time(), module.params["controller_time"])
+    if offset:
+        module.warn(offset)
     module.exit_json(changed=False, facts=facts)
 
 

@@ -229,6 +229,11 @@ def test_a_desktop_lm_studio_is_left_alone(mac, desktop, tmp_path):
     assert seen() == before
 
 
+def cut_connections(fleet: Fleet) -> None:
+    """End the ssh connections of Ansible at the Mac's side, whatever they are doing."""
+    fleet.on("mac-1", "/bin/sh -c 'pkill -KILL -u admin sshd || true'", root=True)
+
+
 @pytest.mark.timeout(1800)
 def test_a_run_killed_anywhere_is_repaired_by_the_next(mac, tmp_path):
     chance = random.Random(20260301)
@@ -241,7 +246,10 @@ def test_a_run_killed_anywhere_is_repaired_by_the_next(mac, tmp_path):
             changed.variables["macs"]["lmfleet_instances"][1]["port"] = 1300 + attempt
         process = changed.start("--limit", "mac-1")
         time.sleep(chance.uniform(1.0, 8.0))
-        os.killpg(process.pid, signal.SIGKILL)
+        if attempt % 4 == 3:
+            cut_connections(mac)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         run(changed).succeeded()
         assert_as_declared(changed, "mac-1")

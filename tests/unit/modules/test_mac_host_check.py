@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -81,6 +82,14 @@ def test_another_system_is_refused_without_asking_for_mac_things(mac, capsys):
     mac.uname = ("Linux", "box", "6.1", "", "x86_64")
     mac.answers = {}
     assert "Linux on x86_64" in run(capsys)["msg"]
+
+
+@pytest.mark.parametrize(("offset", "told"), [(7200, "behind"), (-7200, "ahead of"), (60, None), (-60, None)])
+def test_a_clock_that_is_wrong_is_warned_of(mac, capsys, monkeypatch, offset, told):
+    warnings = []
+    monkeypatch.setattr(mac_host_check.AnsibleModule, "warn", lambda _self, text: warnings.append(text))
+    assert not run(capsys, controller_time=time.time() + offset).get("failed")
+    assert [told in warning for warning in warnings] == ([True] if told else [])
 
 
 def test_a_user_that_is_not_there_is_named(mac, capsys):
