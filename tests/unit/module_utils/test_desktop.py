@@ -29,7 +29,9 @@ def test_the_home_is_where_lm_studio_looks_for_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pid", "foreign"), [(os.getpid(), [22931]), (2**22 + 1, [41343, 22931]), ("x", [41343, 22931])]
+    ("pid", "foreign"),
+    [(os.getpid(), [22931]), (2**22 + 1, [41343, 22931]), ("x", [41343, 22931])],
+    ids=["alive", "gone", "no pid"],
 )
 def test_daemons_of_others(tmp_path, monkeypatch, pid, foreign):
     monkeypatch.setattr(_desktop._ports, "is_taken", lambda _address, port: port in (41343, 22931))
