@@ -15,7 +15,7 @@ def fleet(tmp_path_factory):
     fleet.sandbox("down")
     fleet.sandbox("up", "2")
     yield fleet
-    fleet.sandbox("down")
+    fleet.end()
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import time
 
 import pytest
@@ -37,7 +35,7 @@ def mac(tmp_path_factory):
     fleet.sandbox("up", "1")
     run(fleet).succeeded()
     yield fleet
-    fleet.sandbox("down")
+    fleet.end()
 
 
 def run(fleet: Fleet, *arguments: str):
@@ -248,9 +246,9 @@ def test_a_run_killed_anywhere_is_repaired_by_the_next(mac, tmp_path):
         time.sleep(chance.uniform(1.0, 8.0))
         if attempt % 4 == 3:
             cut_connections(mac)
+            process.communicate()
         else:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            mac.kill(process)
         run(changed).succeeded()
         assert_as_declared(changed, "mac-1")
     converged(mac)

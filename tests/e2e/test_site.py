@@ -6,8 +6,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -233,8 +231,7 @@ def test_a_killed_run_is_repaired_by_the_next(served, tmp_path, seconds):
     changed.variables["all"]["lmfleet_models"]["pretender"]["load"]["context_length"] = 5000 + seconds
     process = changed.start()
     time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    changed.kill(process)
     changed.play().succeeded()
     assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
     assert_as_declared(changed)
