@@ -23,6 +23,7 @@ PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 
 MASTER_KEY_VARIABLE = "LITELLM_MASTER_KEY"
 DATABASE_VARIABLE = "DATABASE_URL"
+REDIS_VARIABLE = "LMFLEET_REDIS_URL"
 #: Written into the environment file, so that its hash says nothing about the secrets in it.
 SALT_VARIABLE = "LMFLEET_SALT"
 MARKER = ".lmfleet-complete"
@@ -95,6 +96,16 @@ def python_problem(path: str, version: Sequence[int]) -> str:
     return f"{path} is Python {found}, but the gateway needs one of {wanted}. Set litellm_python, or leave it empty."
 
 
+def redis_problem(url: str) -> str:
+    """Return what is wrong with the address of a Redis, or ""; "" is none at all. The text says no secret."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    return "" if usable or not url else "is no address of a Redis: write redis://:<password>@<host>:6379/0"
+
+
 def folder_name(kind: str, *parts: str) -> str:
     """Return the name of a virtual environment: another one for each content."""
     return kind + "-" + hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:12]
@@ -151,9 +162,14 @@ def without_secrets(config: str | None) -> str | None:
     return None if config is None else _SECRET.sub(r"\g<key>(hidden)", config)
 
 
-def fingerprint(venv: str, files: Mapping[str, str]) -> str:
-    """Return a hash of all that a running gateway must be restarted for."""
-    digest = hashlib.sha256(venv.encode("utf-8"))
-    for name in sorted(files):
-        digest.update(b"\0" + name.encode("utf-8") + b"\0" + files[name].encode("utf-8"))
-    return digest.hexdigest()[:32]
+def where(key: str, config: str) -> str:
+    """Return a key of a config with the line it stands in, for a message."""
+    numbers = [
+        number for number, line in enumerate(config.splitlines(), 1) if re.search(rf"\b{re.escape(key)}\b", line)
+    ]
+    return f"{key} (line {numbers[0]})" if numbers else key
+
+
+def fingerprint(runner: str) -> str:
+    """Return a hash of what a running job must be restarted for."""
+    return hashlib.sha256(runner.encode("utf-8")).hexdigest()[:32]

@@ -468,7 +468,9 @@ class Registry:
                 in_flight=report.get("in_flight", {}),
             )
             for report in reports
-            if isinstance(report, dict) and report.get("format") == FORMAT and _alive(report["pid"])
+            if isinstance(report, dict)
+            and report.get("format") == FORMAT
+            and (report.get("container") or _alive(report["pid"]))
         ]
 
 

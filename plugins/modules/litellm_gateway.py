@@ -14,12 +14,18 @@ author:
   - The lmfleet contributors (@lmfleet)
 description:
   - Brings the folder of a gateway into its state with one call. It holds virtual environments that are locked by
-    hashes, the configuration, the plugin that follows the registry, a launcher, and a file with the environment and
-    the master key that only its user can read.
-  - A new version is installed beside the one in use. The switch is a symbolic link, and the former one is kept.
-  - A new configuration is checked with the LiteLLM it is for before it takes the place of the one in use.
-  - Starts and restarts nothing. Put RV(fingerprint) into the launchd job, so that the job changes when the gateway
-    must be restarted.
+    hashes, and releases. A release is a folder with all that a start of LiteLLM reads, such as its configuration,
+    the plugin that follows the registry, and a file with the environment and the master key that only its user can
+    read. The link C(current) names the one in use.
+  - Whatever is to be changed becomes a new release. Its configuration is checked by the LiteLLM it is for. Where a
+    gateway runs, the release is then tried beside it, on a port of its own. After that the runner starts it on the
+    port of the gateway, and ends the former one once all workers of the new one serve. No request fails, also when
+    LiteLLM is another version.
+  - A release that does not come up is removed again. The former one serves all the time, and the module fails and says
+    why.
+  - A master key that was changed is accepted at once, and the former one for O(master_key_grace) seconds.
+  - Does not start the job of the gateway. Put RV(fingerprint) into the launchd job, so that the job changes when the
+    runner itself is another one. That is the only change that restarts the gateway, and the module warns of it.
   - A run that was killed at any point is repaired by the next one. Where nothing is to be changed, no process is
     started.
 attributes:
@@ -86,6 +92,40 @@ options:
       - Text of the lock of what LiteLLM needs for a database beyond O(requirements).
     type: str
     default: ""
+  service:
+    description:
+      - How the gateway listens, starts and ends.
+    type: dict
+    default: {}
+    suboptions:
+      address:
+        description: Address to listen on.
+        type: str
+        default: 127.0.0.1
+      port:
+        description: Port to listen on.
+        type: int
+        default: 4000
+      workers:
+        description: Number of worker processes.
+        type: int
+        default: 1
+      start_timeout:
+        description: Seconds until all workers of a new release must serve.
+        type: int
+        default: 120
+      drain_timeout:
+        description: Seconds that requests which run when the release is changed get to end.
+        type: int
+        default: 600
+      log_size_mb:
+        description: Size of one log file.
+        type: int
+        default: 10
+      log_files:
+        description: Number of log files that are kept.
+        type: int
+        default: 5
   config:
     description:
       - Text of C(config.yaml).
@@ -103,12 +143,33 @@ options:
     required: true
   launcher:
     description:
-      - Text of C(run-gateway), the program that the launchd job runs.
+      - Text of C(run-gateway), the program that starts a release.
+    type: str
+    required: true
+  server:
+    description:
+      - Text of C(gateway_server.py), which the launcher runs.
+    type: str
+    required: true
+  runner:
+    description:
+      - Text of C(gateway_runner.py), the program that the launchd job runs.
     type: str
     required: true
   master_key:
     description:
       - The master key, which clients send. When it is empty, one is made once and kept.
+    type: str
+    default: ""
+  master_key_grace:
+    description:
+      - Seconds for which the former master key is accepted after it was changed. V(0) ends it at once.
+    type: int
+    default: 300
+  redis_url:
+    description:
+      - Address of a Redis, with its password. The gateway finds it in the environment variable C(LMFLEET_REDIS_URL),
+        which only its user can read.
     type: str
     default: ""
   timeout:
@@ -128,6 +189,10 @@ EXAMPLES = r"""
     config: "{{ lookup('ansible.builtin.template', 'config.yaml.j2') }}"
     plugin: "{{ lookup('ansible.builtin.file', 'lmfleet_registry.py') }}"
     launcher: "{{ lookup('ansible.builtin.template', 'run-gateway.j2') }}"
+    server: "{{ lookup('ansible.builtin.file', 'gateway_server.py') }}"
+    runner: "{{ lookup('ansible.builtin.file', 'gateway_runner.py') }}"
+    service:
+      workers: 4
   register: gateway
 """
 
@@ -156,12 +221,18 @@ master_key_file:
   description: Absolute path of the file with the master key, which only the user can read.
   returned: success
   type: str
+release:
+  description: Name of the release in use. In check mode the one before.
+  returned: success
+  type: str
 fingerprint:
-  description: A hash that is another one whenever the gateway must be restarted.
+  description: A hash that is another one whenever the launchd job must be restarted.
   returned: success
   type: str
 actions:
-  description: What was done, out of C(tools), C(venv), C(database), C(switch), C(remove) and the names of files.
+  description:
+    - What was done, out of C(tools), C(venv), C(database), C(switch), C(remove) and the names of files. C(switch) means
+      another release.
   returned: success
   type: list
   elements: str
@@ -169,6 +240,7 @@ actions:
 """
 
 import glob
+import json
 import os
 import pwd
 import re
@@ -176,22 +248,43 @@ import secrets
 import shutil
 import stat
 import sys
-import tempfile
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import _litellm
+from ..module_utils import _gateway_release, _litellm
 from ..module_utils._command import run
-from ..module_utils._files import LockTimeoutError, atomic_write, exclusive, file_diff, make_directory, read_bytes
+from ..module_utils._files import (
+    LockTimeoutError,
+    atomic_write,
+    canonical_json,
+    exclusive,
+    file_diff,
+    make_directory,
+    read_bytes,
+    read_json,
+)
+from ..module_utils._gateway_trial import TrialError, trial
 
-#: Name of each file to the mode it has.
-MODES = {
+#: Name of each file of a release to the mode it has.
+RELEASE = {
     "config.yaml": 0o600,
     "lmfleet_registry.py": 0o644,
+    "gateway_server.py": 0o644,
     "run-gateway": 0o755,
+    "release.json": 0o644,
     "gateway.env": 0o600,
+}
+#: The same for the files beside the releases.
+LASTING = {
+    "gateway_runner.py": 0o644,
+    "client_keys.json": 0o600,
     "master_key": 0o600,
 }
+MODES = {**RELEASE, **LASTING}
+#: Seconds beyond its own timeout in which the runner tells what became of a release.
+RUNNER_GRACE = 30
+POLL = 0.2
 CHECK_TIMEOUT = 180
 #: Another run may be installing.
 LOCK_TIMEOUT = 900
@@ -250,10 +343,17 @@ class Gateway:
             )
         if _litellm.MASTER_KEY_VARIABLE in self.params["environment"]:
             raise GatewayError(f"{_litellm.MASTER_KEY_VARIABLE} is in the environment; give the key as master_key.")
+        problem = _litellm.redis_problem(self.params["redis_url"])
+        if problem:
+            raise GatewayError(f"litellm_redis_url {problem}")
+
+    def place(self, name: str) -> str:
+        """Return the path of a file: in the release in use, or beside the releases."""
+        return self.path("current", name) if name in RELEASE else self.path(name)
 
     def text(self, name: str) -> str | None:
         """Return the text of a file, or None when it is absent or has another mode than it must."""
-        path = self.path(name)
+        path = self.place(name)
         content = read_bytes(path)
         if content is None or stat.S_IMODE(os.stat(path).st_mode) != MODES[name]:
             return None
@@ -262,35 +362,77 @@ class Gateway:
     def wanted(self) -> dict:
         """Return name to text of all files."""
         key = self.params["master_key"] or (self.text("master_key") or "").strip() or "sk-" + secrets.token_hex(24)
-        variables = dict(self.params["service_environment"])
-        variables.update(self.params["environment"])
-        variables[_litellm.MASTER_KEY_VARIABLE] = key
-        if self.params["database_url"]:
-            variables[_litellm.DATABASE_VARIABLE] = self.params["database_url"]
-            variables["PYTHONPATH"] = self.path(self.database)
+        variables = self.variables(key)
         salt = _litellm.salt_of(self.text("gateway.env")) or secrets.token_hex(16)
         try:
             environment = _litellm.Environment(variables, salt).render()
         except ValueError as error:
             raise GatewayError(f"{error}. Correct litellm_environment.") from None
+        service = dict(self.params["service"])
+        service["log_bytes"] = service.pop("log_size_mb") << 20
         return {
-            "config.yaml": self.params["config"].rstrip("\n") + "\n",
-            "lmfleet_registry.py": self.params["plugin"].rstrip("\n") + "\n",
-            "run-gateway": self.params["launcher"].rstrip("\n") + "\n",
+            "config.yaml": _ended(self.params["config"]),
+            "lmfleet_registry.py": _ended(self.params["plugin"]),
+            "gateway_server.py": _ended(self.params["server"]),
+            "run-gateway": _ended(self.params["launcher"]),
+            "release.json": canonical_json(service),
             "gateway.env": environment,
+            "gateway_runner.py": _ended(self.params["runner"]),
+            "client_keys.json": self.client_keys(key),
             "master_key": key + "\n",
         }
+
+    def variables(self, key: str) -> dict:
+        """Return the environment of the gateway, secrets and all."""
+        variables = {**self.params["service_environment"], **self.params["environment"]}
+        variables[_litellm.MASTER_KEY_VARIABLE] = key
+        if self.params["redis_url"]:
+            variables[_litellm.REDIS_VARIABLE] = self.params["redis_url"]
+        if self.params["database_url"]:
+            variables[_litellm.DATABASE_VARIABLE] = self.params["database_url"]
+            variables["PYTHONPATH"] = self.path(self.database)
+        return variables
+
+    def client_keys(self, key: str) -> str:
+        """Return the text of the file with the keys that clients may send."""
+        text = self.text("client_keys.json")
+        try:
+            before = json.loads(text) if text else None
+            after = _gateway_release.keys_after(before, key, self.params["master_key_grace"], time.time())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            after = _gateway_release.keys_after(None, key, 0, time.time())
+        return canonical_json(after)
 
     def complete(self, folder: str) -> bool:
         """Return whether a virtual environment was built to its end."""
         return os.path.exists(self.path(folder, _litellm.MARKER))
 
     def current(self) -> str | None:
+        """Return the name of the release in use, or None."""
+        return _link(self.path("current"))
+
+    def current_venv(self) -> str | None:
         """Return the name of the virtual environment in use, or None."""
+        return _link(self.path("current", "venv"))
+
+    def releases(self) -> list[str]:
+        """Return the names of all releases."""
         try:
-            return os.readlink(self.path("current"))
-        except OSError:
-            return None
+            return os.listdir(self.path("releases"))
+        except FileNotFoundError:
+            return []
+
+    def status(self) -> _gateway_release.Status | None:
+        """Return what the runner says, or None when none runs."""
+        document = read_json(self.path("status.json"))
+        alive = False
+        if isinstance(document, dict) and isinstance(document.get("pid"), int):
+            try:
+                os.kill(document["pid"], 0)
+                alive = True
+            except OSError:
+                pass
+        return _gateway_release.live_status(document, alive, time.time())
 
     def venvs(self) -> dict:
         """Return name to change time of what is there of virtual environments, whole or not."""
@@ -390,42 +532,86 @@ class Gateway:
         argv = [python, "-m", "prisma", "generate", "--schema", schema]
         self.command("making the database client", argv, {"PATH": path, "PYTHONPATH": folder})
 
-    def check_config(self, texts: dict) -> None:
-        """Have LiteLLM read the new configuration, beside the one in use; raises GatewayError."""
+    def prepare(self, name: str, texts: dict) -> None:
+        """Make the folder of a release, and have LiteLLM read it; raises GatewayError."""
+        folder = self.path("releases", name)
+        shutil.rmtree(folder, ignore_errors=True)
+        make_directory(folder, 0o700)
+        for file, mode in RELEASE.items():
+            atomic_write(os.path.join(folder, file), texts[file], mode)
+        os.symlink(os.path.join("..", "..", self.venv), os.path.join(folder, "venv"))
+        self.check_config(folder, texts)
+
+    def check_config(self, folder: str, texts: dict) -> None:
+        """Have LiteLLM read the configuration in `folder`; raises GatewayError."""
         source = self.params["config_source"]
-        folder = tempfile.mkdtemp(prefix=".check-", dir=self.root)
-        try:
-            for name in ("config.yaml", "lmfleet_registry.py"):
-                atomic_write(os.path.join(folder, name), texts[name], 0o600)
-            config = os.path.join(folder, "config.yaml")
-            parsed = run([self.path(self.venv, "bin", "python"), "-c", CHECK_YAML, config], CHECK_TIMEOUT)
-            if parsed.rc != 0:
-                raise GatewayError(f"{source} renders to something that is not a YAML mapping: {parsed.said()}")
-            variables = {**self.params["service_environment"], **self.params["environment"]}
-            variables[_litellm.MASTER_KEY_VARIABLE] = texts["master_key"].strip()
-            # The launcher alone sets LMFLEET_REGISTRY: here the plugin stays idle and is not taken for a worker.
-            environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
-            argv = [self.path(self.venv, "bin", "litellm"), "--config", config, "--validate_config"]
-            checked = run(argv, CHECK_TIMEOUT, environment, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        config = os.path.join(folder, "config.yaml")
+        parsed = run([self.path(self.venv, "bin", "python"), "-c", CHECK_YAML, config], CHECK_TIMEOUT)
+        if parsed.rc != 0:
+            raise GatewayError(f"{source} renders to something that is not a YAML mapping: {parsed.said()}")
+        # Without the database: what it says is no matter of the configuration.
+        variables = {**self.variables(texts["master_key"].strip()), _litellm.DATABASE_VARIABLE: ""}
+        # The runner alone sets LMFLEET_REGISTRY: here the plugin stays idle and is not taken for a worker.
+        environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+        argv = [self.path(self.venv, "bin", "litellm"), "--config", config, "--validate_config"]
+        checked = run(argv, CHECK_TIMEOUT, environment, folder)
         said = checked.out + checked.err
         unknown = re.findall(r"Key '([^']+)' is not a valid argument for Router", said)
         if unknown:
-            raise GatewayError(
-                f"{source}: LiteLLM knows no router setting {', '.join(unknown)}. Correct litellm_router_settings."
-            )
+            lines = ", ".join(_litellm.where(key, texts["config.yaml"]) for key in unknown)
+            raise GatewayError(f"{source}: LiteLLM knows no router setting {lines}. Correct litellm_router_settings.")
         if checked.rc != 0:
             reason = [line for line in said.splitlines() if "config validation failed" in line]
             raise GatewayError(f"{source}: LiteLLM refuses it: {reason[-1] if reason else checked.said()[-2000:]}")
 
-    def switch(self) -> None:
-        """Make `current` the wanted virtual environment, in one step."""
+    def switch(self, name: str | None) -> None:
+        """Make `current` the release `name`, in one step; None removes the link."""
         temporary = self.path(".current")
         if os.path.lexists(temporary):
             os.unlink(temporary)
-        os.symlink(self.venv, temporary)
+        if name is None:
+            os.unlink(self.path("current"))
+            return
+        os.symlink(os.path.join("releases", name), temporary)
         os.replace(temporary, self.path("current"))
+
+    def wait(self, name: str) -> str:
+        """Return "" once the runner serves the release `name`, or why it does not."""
+        timeout = self.params["service"]["start_timeout"] + RUNNER_GRACE
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self.status()
+            outcome = _gateway_release.outcome(status, name)
+            if outcome is not None:
+                return outcome
+            if time.monotonic() >= deadline:
+                seen = status.said() if status else "no runner"
+                return f"the runner did not serve it within {timeout} s; last seen: {seen}"
+            time.sleep(POLL)
+
+    def tidy(self) -> list[str]:
+        """Remove what is not used any more, and return its names."""
+        status = self.status()
+        kept = {self.current(), status.serving if status else None}
+        releases = [name for name in self.releases() if name not in kept]
+        for name in releases:
+            shutil.rmtree(self.path("releases", name), ignore_errors=True)
+        venvs = _litellm.superfluous(self.venvs(), self.venv)
+        venvs += _litellm.superfluous(self.folders("database"), self.database)
+        for name in venvs:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+        return venvs
+
+
+def _ended(text: str) -> str:
+    return text.rstrip("\n") + "\n"
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.path.basename(os.readlink(path))
+    except OSError:
+        return None
 
 
 def plan(gateway: Gateway, texts: dict) -> list[str]:
@@ -436,8 +622,11 @@ def plan(gateway: Gateway, texts: dict) -> list[str]:
     if gateway.database and not gateway.complete(gateway.database):
         actions += [name for name in ("tools",) if name not in actions and not gateway.complete(gateway.tools)]
         actions.append("database")
-    actions += [name for name in texts if gateway.text(name) != texts[name]]
-    if gateway.current() != gateway.venv:
+    different = [name for name in texts if gateway.text(name) != texts[name]]
+    actions += different
+    status = gateway.status()
+    refused = bool(status and status.refused and status.refused["release"] == gateway.current())
+    if refused or gateway.current_venv() != gateway.venv or set(different) & set(RELEASE):
         actions.append("switch")
     return actions
 
@@ -450,13 +639,51 @@ def carry_out(gateway: Gateway, texts: dict, actions: list[str]) -> None:
         gateway.build(gateway.venv, "LiteLLM " + gateway.params["version"], gateway.install_gateway)
     if "database" in actions:
         gateway.build(gateway.database, "Prisma", gateway.install_database_client)
-    if {"venv", "switch", "config.yaml", "lmfleet_registry.py"} & set(actions):
-        gateway.check_config(texts)
-    for name in texts:
+    if "gateway_runner.py" in actions:
+        atomic_write(gateway.path("gateway_runner.py"), texts["gateway_runner.py"], MODES["gateway_runner.py"])
+    if "switch" in actions:
+        release(gateway, texts)
+    for name in ("client_keys.json", "master_key"):
         if name in actions:
             atomic_write(gateway.path(name), texts[name], MODES[name])
-    if "switch" in actions:
-        gateway.switch()
+
+
+def release(gateway: Gateway, texts: dict) -> None:
+    """Make a release of what is wanted and have it served; the one before stays when that fails."""
+    before, keys_before = gateway.current(), gateway.text("client_keys.json")
+    name = _gateway_release.next_name(gateway.releases())
+    folder = gateway.path("releases", name)
+    try:
+        gateway.prepare(name, texts)
+        status = gateway.status()
+        if status and status.serving:
+            # To find out costs memory for a while, but no client a request.
+            try:
+                timeout = gateway.params["service"]["start_timeout"]
+                trial(folder, gateway.root, texts["master_key"].strip(), timeout, bool(gateway.database))
+            except TrialError as error:
+                raise GatewayError(f"{_trouble(gateway)}: on trial beside the one in use, {error}") from None
+        # From here on the servers in use take the new key as well: clients may have it before the switch is over.
+        atomic_write(gateway.path("client_keys.json"), texts["client_keys.json"], MODES["client_keys.json"])
+        # The younger a virtual environment, the longer it is kept; this one is in use as of now.
+        os.utime(gateway.path(gateway.venv))
+        gateway.switch(name)
+        # Without a runner nobody serves anything; the job is started with this release.
+        reason = gateway.wait(name) if status else ""
+        if reason:
+            raise GatewayError(f"{_trouble(gateway)}: {reason}")
+    except BaseException:
+        if gateway.current() == name:
+            gateway.switch(before)
+        if keys_before is not None:
+            atomic_write(gateway.path("client_keys.json"), keys_before, MODES["client_keys.json"])
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _trouble(gateway: Gateway) -> str:
+    version = gateway.params["version"]
+    return f"the new release (LiteLLM {version}) is no good, and the one before still serves"
 
 
 def diff_of(gateway: Gateway, texts: dict, actions: list[str]) -> list[dict]:
@@ -466,15 +693,15 @@ def diff_of(gateway: Gateway, texts: dict, actions: list[str]) -> list[dict]:
         before, after = gateway.text(name), texts[name]
         if name == "gateway.env":
             before, after = _litellm.environment_diff(before, after)
-        elif name == "master_key":
+        elif name in ("master_key", "client_keys.json"):
             before, after = (None if before is None else "(hidden)\n"), "(hidden, new)\n"
         elif name == "config.yaml":
             before, after = _litellm.without_secrets(before), _litellm.without_secrets(after)
-        entries.append(file_diff(gateway.path(name), before, after))
-    if "switch" in actions:
-        before = gateway.current()
+        entries.append(file_diff(gateway.place(name), before, after))
+    before = gateway.current_venv()
+    if before != gateway.venv:
         after = f"{gateway.venv} (LiteLLM {gateway.params['version']})\n"
-        entries.append(file_diff(gateway.path("current"), before and before + "\n", after))
+        entries.append(file_diff(gateway.path("current", "venv"), before and before + "\n", after))
     return entries
 
 
@@ -489,20 +716,16 @@ def converge(module: AnsibleModule, gateway: Gateway) -> dict:
         "venv": gateway.path(gateway.venv),
         "registry": gateway.path("registry"),
         "master_key_file": gateway.path("master_key"),
-        "fingerprint": _litellm.fingerprint(
-            gateway.venv, {name: texts[name] for name in texts if name != "master_key"}
-        ),
+        "fingerprint": _litellm.fingerprint(texts["gateway_runner.py"]),
         "actions": actions,
         "diff": diff_of(gateway, texts, actions),
     }
+    if "gateway_runner.py" in actions and gateway.status():
+        module.warn("The gateway's runner is another one, so its job restarts: requests of that moment fail.")
     if not module.check_mode:
         carry_out(gateway, texts, actions)
-        superfluous = _litellm.superfluous(gateway.venvs(), gateway.venv)
-        superfluous += _litellm.superfluous(gateway.folders("database"), gateway.database)
-        for name in superfluous:
-            shutil.rmtree(gateway.path(name), ignore_errors=True)
-        actions += ["remove"] * bool(superfluous)
-    return {"changed": bool(actions), **result}
+        actions += ["remove"] * bool(gateway.tidy())
+    return {"changed": bool(actions), "release": gateway.current(), **result}
 
 
 def main() -> None:
@@ -519,11 +742,29 @@ def main() -> None:
             "service_environment": {"type": "dict", "default": {}},
             "database_url": {"type": "str", "no_log": True},
             "database_requirements": {"type": "str", "default": ""},
+            "service": {
+                "type": "dict",
+                "default": {},
+                "apply_defaults": True,
+                "options": {
+                    "address": {"type": "str", "default": "127.0.0.1"},
+                    "port": {"type": "int", "default": 4000},
+                    "workers": {"type": "int", "default": 1},
+                    "start_timeout": {"type": "int", "default": 120},
+                    "drain_timeout": {"type": "int", "default": 600},
+                    "log_size_mb": {"type": "int", "default": 10},
+                    "log_files": {"type": "int", "default": 5},
+                },
+            },
             "config": {"type": "str", "required": True},
             "config_source": {"type": "str", "default": "config"},
             "plugin": {"type": "str", "required": True},
             "launcher": {"type": "str", "required": True},
+            "server": {"type": "str", "required": True},
+            "runner": {"type": "str", "required": True},
             "master_key": {"type": "str", "default": "", "no_log": True},
+            "master_key_grace": {"type": "int", "default": 300, "no_log": False},
+            "redis_url": {"type": "str", "default": "", "no_log": True},
             "timeout": {"type": "int", "default": 1200},
         },
         supports_check_mode=True,
@@ -534,8 +775,9 @@ def main() -> None:
         if module.check_mode:
             result = converge(module, gateway)
         else:
-            for folder in ("", "logs"):
-                make_directory(gateway.path(folder).rstrip("/"))
+            make_directory(gateway.root)
+            make_directory(gateway.path("logs"))
+            make_directory(gateway.path("releases"), 0o700)
             with exclusive(gateway.root, "litellm_gateway", LOCK_TIMEOUT):
                 result = converge(module, gateway)
     except (GatewayError, LockTimeoutError) as error:

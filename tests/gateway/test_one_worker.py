@@ -46,14 +46,14 @@ def test_an_unchanged_gateway_is_left_alone(gateway, installation):
     ("variables", "message"),
     [
         ({"litellm_config_template": "broken.yaml.j2"}, "is not a YAML mapping: line 2"),
-        ({"litellm_router_settings": {"alowed_fails": 1}}, "no router setting alowed_fails"),
+        ({"litellm_router_settings": {"alowed_fails": 1}}, "no router setting alowed_fails (line "),
         ({"litellm_settings": {"callbacks": ["no_such_plugin.x"]}}, "LiteLLM refuses it"),
     ],
 )
 def test_a_refused_config_does_not_replace_the_one_in_use(installation, variables, message):
     (installation.workplace / "broken.yaml.j2").write_text("model_list: []\n router_settings: {}\n")
-    before = (installation.root / "config.yaml").read_text()
+    before = (installation.root / "current" / "config.yaml").read_text()
     code, output = installation.play(**{**VARIABLES, **variables})
     assert code != 0
     assert message in output
-    assert (installation.root / "config.yaml").read_text() == before
+    assert (installation.root / "current" / "config.yaml").read_text() == before

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -77,7 +78,7 @@ class Backend(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number in range(5):
+        for number in itertools.count():
             if number == 2 and self.server.failing == "dies":
                 self.reset()
                 return
@@ -86,6 +87,8 @@ class Backend(BaseHTTPRequestHandler):
             self.server.sent.append(time.monotonic())
             self.event(json.dumps(chunk))
             time.sleep(self.server.chunk_seconds)
+            if number >= 4 and not self.server.holding:
+                break
         self.event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -128,7 +131,7 @@ class BackendServer(ThreadingHTTPServer):
     def calm(self):
         """Behave, and forget what was asked."""
         self.asked, self.sent = 0, []
-        self.failing, self.chunk_seconds, self.answer_seconds = False, 0.2, 0
+        self.failing, self.chunk_seconds, self.answer_seconds, self.holding = False, 0.2, 0, False
 
     def run(self):
         """Answer from now on, in a thread."""
@@ -219,13 +222,19 @@ class Gateway:
 
     def __init__(self, installation, port):
         self.root, self.port, self.url = installation.root, port, f"http://127.0.0.1:{port}"
-        self.key = (self.root / "master_key").read_text().strip()
         self.log = self.root / "logs" / "gateway.log"
-        with self.log.open("w") as log:
+        self.start()
+
+    def start(self):
+        with (self.root / "logs" / "runner.log").open("w") as log:
             # As launchd does it: hardly any environment, and the home of the user.
             environment = {"HOME": str(self.root), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
-            command = [str(self.root / "run-gateway")]
+            command = [sys.executable, str(self.root / "gateway_runner.py"), str(self.root)]
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    @property
+    def key(self):
+        return (self.root / "master_key").read_text().strip()
 
     def wait(self):
         result = module("litellm_health", url=self.url, timeout=START_TIMEOUT)
@@ -234,7 +243,7 @@ class Gateway:
     def stop(self):
         self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(40)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -248,7 +257,24 @@ class Gateway:
 
     def try_to_declare(self, deployments=None, **arguments):
         given = {} if deployments is None else {"deployments": deployments, "purge": True}
-        return module("litellm_deployments", registry=str(self.root / "registry"), **given, **arguments)
+        return module("litellm_deployments", registry=str(self.root / "registry"), **{**given, **arguments})
+
+    def client_keys(self):
+        """Return the keys that clients may send now."""
+        entries = json.loads((self.root / "client_keys.json").read_text())["keys"]
+        return [entry["key"] for entry in entries if entry["until"] is None or entry["until"] > time.time()]
+
+    def status(self):
+        """Return what the runner says of itself."""
+        return json.loads((self.root / "status.json").read_text())
+
+    def wait_until(self, condition, timeout=60):
+        """Wait until the function returns something true, and return that."""
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"not within {timeout} s; {self.status()}"
+            time.sleep(0.1)
+        return value
 
     def pause(self, owner, *ids, **arguments):
         """Have this owner pause exactly these deployments."""

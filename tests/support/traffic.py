@@ -90,12 +90,17 @@ class Client:
 
 
 class Traffic:
-    """Several clients at once. `key` may be a function, which is asked before each request."""
+    """Several clients at once, each asking again `pause` seconds after its answer.
 
-    def __init__(self, url: str, key: str | Callable[[], str], model: str, clients: int = CLIENTS) -> None:
+    `key` may be a function, which is asked before each request.
+    """
+
+    def __init__(
+        self, url: str, key: str | Callable[[], str], model: str, clients: int = CLIENTS, pause: float = 0.0
+    ) -> None:
         self.answers: list[Answer] = []
         self._key = key if callable(key) else lambda: key
-        self._model = model
+        self._model, self._pause = model, pause
         self._stop = threading.Event()
         made = [Client(url, ("plain", "stream")[number % 2], number % 4 < 2) for number in range(clients)]
         self._threads = [threading.Thread(target=self._run, args=(client,), daemon=True) for client in made]
@@ -138,6 +143,6 @@ class Traffic:
         while not self._stop.is_set():
             answer = client.ask(self._key(), self._model)
             self.answers.append(answer)
-            if answer.problem:
-                time.sleep(0.2)  # A gateway that is gone would be asked thousands of times.
+            # A gateway that is gone would be asked thousands of times.
+            self._stop.wait(max(self._pause, 0.2) if answer.problem else self._pause)
         client.close()

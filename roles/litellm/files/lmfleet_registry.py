@@ -518,6 +518,10 @@ class Registry(CustomLogger):
         report = {
             "format": FORMAT,
             "pid": os.getpid(),
+            # Which start of the gateway this worker belongs to: the runner waits for the workers of a new one.
+            "run": os.environ.get("LMFLEET_RUN"),
+            # In a container: its process ids say nothing to those outside.
+            "container": bool(os.environ.get("LMFLEET_CONTAINER")),
             "workers": self.workers,
             "started_at": self._started_at,
             "at": time.time(),

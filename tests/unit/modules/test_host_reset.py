@@ -57,7 +57,7 @@ def program(*words):
     ("label", "plist", "ours"),
     [
         ("lmfleet.instance.a", program("/usr/bin/python3", f"{ROOT}/instance_runner.py"), True),
-        ("lmfleet.gateway", program(f"{ROOT}/gateway/run-gateway"), True),
+        ("lmfleet.gateway", program("/usr/bin/python3", f"{ROOT}/gateway/gateway_runner.py", f"{ROOT}/gateway"), True),
         ("lmfleet.instance.a", program("/usr/bin/python3", "/Users/eve/.lmfleet/instance_runner.py"), False),
         ("lmfleet.instance.a", program(f"{ROOT}-other/x"), False),
         ("lmfleet.instance.a", None, True),

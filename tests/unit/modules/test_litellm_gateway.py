@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def run(root, commands, capsys):
             "config": "model_list: []",
             "plugin": "registry = 1",
             "launcher": "#!/bin/sh",
+            "server": "serve()",
+            "runner": "run()",
             **arguments,
         }
         with patch_module_args(arguments), pytest.raises(SystemExit):
@@ -85,6 +88,7 @@ def test_check_mode_first_tells_and_changes_nothing(run, root, commands):
     assert result["changed"]
     assert result["actions"][:2] == ["tools", "venv"]
     assert result["actions"][-1] == "switch"
+    assert result["release"] is None
     assert result["root"] == str(root)
     assert not root.exists()
     assert commands.started == []
@@ -93,11 +97,12 @@ def test_check_mode_first_tells_and_changes_nothing(run, root, commands):
 def test_it_installs_and_then_leaves_it(run, root, commands):
     result = run()
     assert result["changed"]
-    assert os.readlink(root / "current") == os.path.basename(result["venv"])
-    assert {name: mode(root / name) for name in ("config.yaml", "gateway.env", "master_key")} == dict.fromkeys(
-        ("config.yaml", "gateway.env", "master_key"), 0o600
-    )
-    assert mode(root / "run-gateway") == 0o755
+    assert os.readlink(root / "current") == "releases/" + result["release"] == "releases/1"
+    assert os.path.samefile(root / "current" / "venv", result["venv"])
+    secret = ("current/config.yaml", "current/gateway.env", "master_key", "client_keys.json")
+    assert {name: mode(root / name) for name in secret} == dict.fromkeys(secret, 0o600)
+    assert mode(root / "releases") == mode(root / "releases" / "1") == 0o700
+    assert mode(root / "current" / "run-gateway") == 0o755
     assert (root / "logs").is_dir()
     assert "--require-hashes" in commands.lines("pip install")[0]
     assert "--require-hashes" in commands.lines("pip sync")[0]
@@ -156,7 +161,9 @@ def test_the_environment_reaches_installation_and_service(run, root, commands):
     assert environment["UV_DEFAULT_INDEX"] == "http://mirror/a b'c"
     assert "NO_DOCS" not in environment
     script = '. ./gateway.env; printf \'%s|\' "$UV_DEFAULT_INDEX" "$NO_DOCS" "$LITELLM_MASTER_KEY"'
-    read = subprocess.run(["/bin/sh", "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout
+    read = subprocess.run(
+        ["/bin/sh", "-c", script], cwd=root / "current", capture_output=True, text=True, check=True
+    ).stdout
     assert read == f"http://mirror/a b'c|True|{(root / 'master_key').read_text().strip()}|"
 
 
@@ -181,10 +188,28 @@ def test_the_master_key_is_made_once(run, root):
 def test_a_given_master_key_is_kept_out_of_all_output(run, root):
     first = run(master_key="sk-geheim-1", _ansible_diff=True)
     second = run(master_key="sk-geheim-2", _ansible_diff=True)
-    assert second["actions"] == ["gateway.env", "master_key"]
+    assert second["actions"] == ["gateway.env", "client_keys.json", "master_key", "switch"]
     assert (root / "master_key").read_text() == "sk-geheim-2\n"
+    former, new = sorted(json.loads((root / "client_keys.json").read_text())["keys"], key=lambda entry: entry["key"])
+    assert (former["key"], new) == ("sk-geheim-1", {"key": "sk-geheim-2", "until": None})
+    assert 290 < former["until"] - time.time() <= 300
     assert "geheim" not in json.dumps([first, second])
     assert "LITELLM_MASTER_KEY=(hidden, new)" in json.dumps(second["diff"])
+
+
+def test_the_password_of_redis_is_in_the_environment_file_only(run, root):
+    result = run(redis_url="redis://:geheim@127.0.0.1:6379/0", _ansible_diff=True)
+    assert "redis://:geheim@" in (root / "current" / "gateway.env").read_text()
+    assert "geheim" not in json.dumps(result)
+    assert "LMFLEET_REDIS_URL=(hidden)" in json.dumps(result["diff"])
+
+
+@pytest.mark.parametrize("url", ["http://x:6379", "redis://", "geheim", "redis://x:port"])
+def test_what_is_no_address_of_a_redis_is_refused_without_telling_it(run, root, url):
+    result = run(redis_url=url)
+    assert "litellm_redis_url is no address of a Redis" in result["msg"]
+    assert "geheim" not in result["msg"]
+    assert not root.exists()
 
 
 def test_secrets_of_the_config_are_not_in_the_diff(run):
@@ -197,42 +222,159 @@ def test_secrets_of_the_config_are_not_in_the_diff(run):
     assert "os.environ/K" in after
 
 
+def test_a_former_key_can_be_revoked_without_another_release(run, root):
+    run(master_key="sk-1")
+    run(master_key="sk-2")
+    result = run(master_key="sk-2", master_key_grace=0)
+    assert result["actions"] == ["client_keys.json"]
+    assert json.loads((root / "client_keys.json").read_text())["keys"] == [{"key": "sk-2", "until": None}]
+    assert run(master_key="sk-2", master_key_grace=0)["changed"] is False
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "actions"),
     [
-        {"config": "model_list: [1]"},
-        {"plugin": "registry = 2"},
-        {"launcher": "#!/bin/sh -e"},
-        {"service_environment": {"A": "1"}},
-        {"master_key": "sk-other"},
-        {"requirements": LOCK + "# other"},
+        ({"config": "model_list: [1]"}, ["config.yaml", "switch"]),
+        ({"plugin": "registry = 2"}, ["lmfleet_registry.py", "switch"]),
+        ({"launcher": "#!/bin/sh -e"}, ["run-gateway", "switch"]),
+        ({"server": "serve(1)"}, ["gateway_server.py", "switch"]),
+        ({"service": {"port": 4001}}, ["release.json", "switch"]),
+        ({"service_environment": {"A": "1"}}, ["gateway.env", "switch"]),
+        ({"requirements": LOCK + "# other"}, ["venv", "switch"]),
     ],
 )
-def test_the_fingerprint_tells_each_change(run, change):
-    before = run()["fingerprint"]
+def test_each_change_is_another_release_and_restarts_nothing(run, root, change, actions):
+    before = run()
     checked = run(_ansible_check_mode=True, **change)
+    assert os.listdir(root / "releases") == ["1"]
     changed = run(**change)
-    assert before != changed["fingerprint"] == checked["fingerprint"]
-    assert checked["actions"] == changed["actions"]
+    assert checked["actions"] == changed["actions"] == actions
+    assert before["fingerprint"] == changed["fingerprint"] == checked["fingerprint"]
+    assert os.listdir(root / "releases") == [changed["release"]] == ["2"]
+    assert run(**change)["changed"] is False
+
+
+def test_another_runner_restarts_the_job_and_says_so_while_one_runs(run, runner):
+    before = run()
+    assert "job restarts" not in str(before)
+    runner.serve("1")
+    checked, changed = run(runner="run(2)", _ansible_check_mode=True), run(runner="run(2)")
+    assert checked["actions"] == changed["actions"] == ["gateway_runner.py"]
+    assert before["fingerprint"] != changed["fingerprint"] == checked["fingerprint"]
+    assert "job restarts" in str(checked["warnings"])
+    assert "job restarts" in str(changed["warnings"])
+
+
+class Runner:
+    """Stands for a runner that serves whatever `current` names, or refuses it."""
+
+    def __init__(self, root):
+        self.root, self.refuses, self.tried = root, None, []
+
+    def serve(self, name, **status):
+        status = {"format": 1, "pid": os.getpid(), "at": time.time(), "serving": name, "starting": None, **status}
+        (self.root / "status.json").write_text(json.dumps({"refused": None, "groups": [], **status}))
+
+    def look(self, _seconds):
+        """Do what the runner would while the module waits."""
+        wanted, serving = os.readlink(self.root / "current").rpartition("/")[2], self.status()["serving"]
+        if self.refuses:
+            self.serve(serving, refused={"release": wanted, "reason": self.refuses})
+        else:
+            self.serve(wanted)
+
+    def status(self):
+        return json.loads((self.root / "status.json").read_text())
+
+    def trial(self, folder, root, key, timeout, database):
+        self.tried.append((os.path.basename(folder), key))
+
+
+@pytest.fixture
+def runner(root, monkeypatch):
+    runner = Runner(root)
+    monkeypatch.setattr(litellm_gateway.time, "sleep", runner.look)
+    monkeypatch.setattr(litellm_gateway, "trial", runner.trial)
+    return runner
+
+
+def test_it_returns_once_the_runner_serves_what_has_been_on_trial(run, runner):
+    run()
+    runner.serve("1")
+    assert run(config="model_list: [1]", master_key="sk-new")["release"] == "2"
+    assert runner.status()["serving"] == "2"
+    assert runner.tried == [("2", "sk-new")]
+
+
+def test_what_the_runner_refuses_is_undone(run, root, runner):
+    run(master_key="sk-old")
+    runner.serve("1")
+    runner.refuses = "it ended with exit code 3: no luck"
+    result = run(config="model_list: [1]", master_key="sk-new")
+    assert result["failed"]
+    assert "the one before still serves: it ended with exit code 3: no luck" in result["msg"]
+    assert os.readlink(root / "current") == "releases/1"
+    assert os.listdir(root / "releases") == ["1"]
+    assert (root / "master_key").read_text() == "sk-old\n"
+    assert "sk-new" not in (root / "client_keys.json").read_text()
+
+
+def test_what_fails_on_trial_never_gets_to_the_runner(run, root, runner, monkeypatch):
+    run()
+    runner.serve("1")
+
+    def trial(*_arguments):
+        raise litellm_gateway.TrialError("it answers requests with any key")
+
+    monkeypatch.setattr(litellm_gateway, "trial", trial)
+    assert "on trial beside the one in use, it answers requests with any key" in run(config="x: 1")["msg"]
+    assert os.readlink(root / "current") == "releases/1"
+
+
+def test_a_runner_that_never_takes_it_is_named(run, root, runner, monkeypatch):
+    run()
+    runner.serve("1", at=time.time() + 10**6)
+    clock = iter(range(0, 10**6, 50))
+    monkeypatch.setattr(litellm_gateway.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(litellm_gateway.time, "monotonic", lambda: next(clock))
+    result = run(config="x: 1")
+    assert "the runner did not serve it within 150 s; last seen: release 1 serves" in result["msg"]
+    assert os.readlink(root / "current") == "releases/1"
+
+
+def test_what_a_killed_run_left_refused_is_tried_again(run, runner):
+    run()
+    runner.serve("7", refused={"release": "1", "reason": "no luck"})
+    assert run()["actions"] == ["switch"]
+    assert runner.status()["serving"] == "2"
+
+
+def test_a_runner_that_is_gone_is_not_waited_for(run, runner):
+    run()
+    runner.serve("1", at=time.time() - 60)
+    assert run(config="x: 1")["release"] == "2"
+    assert runner.tried == []
 
 
 def test_a_mode_that_was_opened_is_closed(run, root):
     run()
-    (root / "gateway.env").chmod(0o644)
-    assert run()["actions"] == ["gateway.env"]
-    assert mode(root / "gateway.env") == 0o600
+    (root / "current" / "gateway.env").chmod(0o644)
+    assert run()["actions"] == ["gateway.env", "switch"]
+    assert mode(root / "current" / "gateway.env") == 0o600
+    (root / "master_key").chmod(0o644)
+    assert "master_key" in run(master_key="sk-1")["actions"]
+    assert mode(root / "master_key") == 0o600
 
 
 def test_a_failed_installation_leaves_nothing_half_built_and_the_old_one_in_use(run, root, commands):
-    run()
-    current = os.readlink(root / "current")
+    venv = os.path.basename(run()["venv"])
     commands.failing = {"pip sync": "no such host"}
     result = run(requirements=LOCK + "# other")
     assert result["failed"]
     assert "installing LiteLLM 1.106.2 failed: no such host" in result["msg"]
     assert "litellm_environment" in result["msg"]
-    assert os.readlink(root / "current") == current
-    assert [path.name for path in root.glob("venv-*")] == [current]
+    assert os.readlink(root / "current") == "releases/1"
+    assert [path.name for path in root.glob("venv-*")] == [venv]
 
 
 def test_what_a_killed_run_left_is_built_anew(run, root, commands):
@@ -259,19 +401,20 @@ def test_what_a_killed_run_left_is_built_anew(run, root, commands):
 )
 def test_a_config_that_litellm_refuses_does_not_replace_the_one_in_use(run, root, commands, failing, said, message):
     run()
-    before = (root / "config.yaml").read_text()
+    before = (root / "current" / "config.yaml").read_text()
     commands.failing, commands.said = failing, said
     result = run(config="x: y", config_source="config.yaml.j2")
     assert result["failed"]
     assert message in result["msg"]
-    assert (root / "config.yaml").read_text() == before
-    assert not list(root.glob(".check-*"))
+    assert (root / "current" / "config.yaml").read_text() == before
+    assert os.listdir(root / "releases") == ["1"]
 
 
 def test_the_former_venv_is_kept_and_older_ones_are_not(run, root):
     first = os.path.basename(run()["venv"])
     second = os.path.basename(run(requirements=LOCK + "# 2")["venv"])
     os.utime(root / first, (1, 1))
+    os.utime(root / second, (2, 2))
     third = run(requirements=LOCK + "# 3")
     assert third["actions"][-1] == "remove"
     assert {path.name for path in root.glob("venv-*")} == {second, os.path.basename(third["venv"])}
@@ -311,7 +454,7 @@ def test_a_database_comes_on_top_of_what_is_installed(run, root, commands):
     assert environment["PYTHONPATH"] == str(folder)
     assert environment["PATH"].startswith(f"{folder}/bin:")
     assert "--require-hashes" in commands.lines(f"--target {folder}")[0]
-    service = (root / "gateway.env").read_text()
+    service = (root / "current" / "gateway.env").read_text()
     assert f"PYTHONPATH={folder}" in service
     assert DATABASE["database_url"] in service
     again = run(**DATABASE)

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs a LiteLLM gateway: ``gateway_runner.py <gateway folder>``, as the program of a launchd job.
+
+It holds the socket that clients connect to and hands it to the server that the link ``current`` names, a release: a
+folder with a configuration, an environment, a launcher and a virtual environment. When the link names another release,
+that one is started on the same socket; only when all of its workers have reported does the former one stop to accept,
+answer what it has in hand, and end. So no request fails, whatever is different. A release that does not come up is
+ended and named in ``status.json``, and the former one goes on.
+
+SIGHUP starts the release in use anew in the same way. SIGTERM ends everything. A server that dies is started again.
+The servers' output goes to ``logs/gateway.log``, of which a few parts of limited size are kept.
+
+Needs nothing but the Python 3.9 of the Command Line Tools.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import glob
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from typing import Any, NamedTuple
+
+EXIT_LOST = 1
+EXIT_CONFIG = 78
+
+POLL = 0.2  # seconds between two looks at everything
+HEARTBEAT = 1.0  # seconds between two writings of status.json
+REPORT_FRESH = 10.0  # seconds after which the report of a worker counts as stale; a busy machine reports late
+STOP_TIMEOUT = 30.0  # seconds that requests get to end when the job is stopped
+PORT_TIMEOUT = 3.0  # seconds to wait for a port that somebody has
+RESTART_AFTER = 5.0  # seconds between two starts of a server that dies
+BACKLOG = 2048
+LAST_LINES = 25
+
+
+class ReleaseError(Exception):
+    """A release that cannot be served; the text says why."""
+
+
+class Release(NamedTuple):
+    """release.json; times in seconds."""
+
+    name: str
+    folder: str
+    address: str
+    port: int
+    workers: int
+    start_timeout: float
+    drain_timeout: float
+    log_bytes: int
+    log_files: int
+
+
+def read_release(root: str, name: str) -> Release:
+    """Return a release. Raises ReleaseError when it is not there or not whole."""
+    folder = os.path.join(root, "releases", name)
+    try:
+        with open(os.path.join(folder, "release.json"), encoding="utf-8") as stream:
+            data = json.load(stream)
+        return Release(
+            name=name,
+            folder=folder,
+            address=str(data["address"]),
+            port=int(data["port"]),
+            workers=int(data["workers"]),
+            start_timeout=float(data["start_timeout"]),
+            drain_timeout=float(data["drain_timeout"]),
+            log_bytes=int(data["log_bytes"]),
+            log_files=int(data["log_files"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ReleaseError(f"{folder}/release.json cannot be used: {error!r}") from None
+
+
+def wanted_name(root: str) -> str | None:
+    """Return the name of the release that the link `current` points to."""
+    try:
+        return os.path.basename(os.readlink(os.path.join(root, "current")))
+    except OSError:
+        return None
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises ReleaseError when somebody else has the port."""
+    give_up = time.monotonic() + PORT_TIMEOUT
+    while True:
+        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            listener.listen(BACKLOG)
+            return listener
+        except OSError as error:
+            listener.close()
+            # Whoever had the port may be ending just now.
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= give_up:
+                reason = error.strerror or error
+                raise ReleaseError(f"cannot listen on {address} port {port}: {reason}") from None
+        time.sleep(POLL)
+
+
+class Log:
+    """logs/gateway.log and its former parts, gateway.log.1 being the youngest. Threads may write at the same time."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.limit, self.files = path, 10 << 20, 5
+        self._lock = threading.Lock()
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._descriptor = self._open()
+
+    def write(self, line: bytes) -> None:
+        # A full disk must not end the gateway: what cannot be written is lost.
+        with self._lock, contextlib.suppress(OSError):
+            if os.fstat(self._descriptor).st_size + len(line) > self.limit:
+                self._rotate()
+            os.write(self._descriptor, line)
+
+    def say(self, text: str) -> None:
+        """Write a line of the runner's own."""
+        self.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} gateway runner: {text}\n".encode())
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def _rotate(self) -> None:
+        for path in glob.glob(glob.escape(self.path) + ".*"):
+            number = path.rpartition(".")[2]
+            if number.isdigit() and int(number) >= self.files - 1:
+                os.unlink(path)
+        for number in range(self.files - 1, 0, -1):
+            older = self.path if number == 1 else f"{self.path}.{number - 1}"
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(older, f"{self.path}.{number}")
+        former, self._descriptor = self._descriptor, self._open()
+        os.close(former)
+
+
+class Server:
+    """One start of a release: a process group of its own, led by gunicorn or uvicorn."""
+
+    def __init__(self, root: str, release: Release, listener: socket.socket, log: Log) -> None:
+        self.release = release
+        self.run = uuid.uuid4().hex
+        self.began = time.monotonic()
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self.end_by: float | None = None
+        self._registry = os.path.join(root, "registry")
+        own = {
+            "LMFLEET_SOCKET": str(listener.fileno()),
+            "LMFLEET_RUN": self.run,
+            "LMFLEET_REGISTRY": self._registry,
+            "LMFLEET_KEYS": os.path.join(root, "client_keys.json"),
+            "LMFLEET_WORKERS": str(release.workers),
+            "LMFLEET_DRAIN_TIMEOUT": str(int(release.drain_timeout)),
+        }
+        self.process = subprocess.Popen(
+            [os.path.join(release.folder, "run-gateway")],
+            cwd=release.folder,
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, args=(log,), daemon=True).start()
+
+    def _read(self, log: Log) -> None:
+        for line in self.process.stdout or ():
+            log.write(line)
+            text = line.decode("utf-8", "replace").strip()
+            if text:
+                self.last_lines.append(text[:500])
+
+    def reported(self) -> int:
+        """Return how many workers of this start serve already; the plugin in each of them says so."""
+        fresh = 0
+        for path in glob.glob(os.path.join(glob.escape(self._registry), "applied", "*.json")):
+            report = read_object(path)
+            if report.get("run") == self.run and time.time() - float(report.get("at") or 0) <= REPORT_FRESH:
+                fresh += 1
+        return fresh
+
+    def trouble(self) -> str:
+        """Return why this start has failed, or "" while it may still succeed."""
+        if self.process.poll() is not None:
+            return f"it ended with exit code {self.process.returncode}: {self.said()}"
+        if time.monotonic() - self.began > self.release.start_timeout:
+            return (
+                f"{self.reported()} of {self.release.workers} workers reported within "
+                f"{self.release.start_timeout:g} s: {self.said()}"
+            )
+        return ""
+
+    def said(self) -> str:
+        return " | ".join(list(self.last_lines)[-8:]) or "it said nothing"
+
+    def terminate(self, seconds: float) -> None:
+        """Let it answer what it has in hand, for so many seconds."""
+        self.end_by = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+
+    def kill(self) -> None:
+        end_group(self.process.pid)
+        self.process.wait()
+
+
+def end_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """Return the object in a JSON file, {} when there is none."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            value = json.load(stream)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def end_leftovers(root: str, groups: list[int], log: Log) -> None:
+    """End the servers of a runner that was killed: they hold the port."""
+    command = ["/bin/ps", "-axwwo", "pgid=", "-o", "command="]
+    listed = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    for line in listed.stdout.splitlines():
+        group, _blank, command = line.strip().partition(" ")
+        # Its number may belong to somebody else by now.
+        if group.isdigit() and int(group) in groups and os.path.join(root, "") in command:
+            log.say(f"ending a server that a former runner left: process group {group}")
+            end_group(int(group))
+            groups = [other for other in groups if other != int(group)]
+
+
+class Runner:
+    """The loop. `serving` takes requests, `candidate` is starting, `ending` answer their last ones."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.log = Log(os.path.join(root, "logs", "gateway.log"))
+        self.serving: Server | None = None
+        self.candidate: Server | None = None
+        self.ending: list[Server] = []
+        self.refused: dict[str, str] = {}
+        self.stopping = False
+        self.reload = False
+        self._listener: socket.socket | None = None
+        self._candidate_listener: socket.socket | None = None
+        self._status_path = os.path.join(root, "status.json")
+        self._written_at = 0.0
+        self._start_after = 0.0
+        former = read_object(self._status_path)
+        self._last_good = former.get("serving")
+        groups = [group for group in former.get("groups", []) if isinstance(group, int)]
+        if groups:
+            end_leftovers(root, groups, self.log)
+
+    def run(self) -> int:
+        """Serve until SIGTERM, or until nothing can be served; return the exit code."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+        self.log.say(f"process {os.getpid()} begins")
+        while not self.stopping:
+            changed = self._step()
+            if self.serving is None and self.candidate is None and not self._can_start():
+                self.log.say("there is nothing that could be served")
+                self._write_status()
+                return EXIT_CONFIG if wanted_name(self.root) is None else EXIT_LOST
+            if changed or time.monotonic() - self._written_at >= HEARTBEAT:
+                self._write_status()
+            time.sleep(POLL)
+        return self._end()
+
+    def _stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def _reload(self, *_: object) -> None:
+        self.reload = True
+
+    def _step(self) -> bool:
+        """Look at everything once; return whether something is different now."""
+        changed = self._look_at_ending() | self._look_at_serving()
+        if self.candidate:
+            return self._look_at_candidate(self.candidate) or changed
+        name = self._next()
+        if name and time.monotonic() >= self._start_after:
+            self._start(name)
+            return True
+        return changed
+
+    def _next(self) -> str | None:
+        """Return the release that is to be started now, or None."""
+        wanted = wanted_name(self.root)
+        if self.refused and self.refused["release"] != wanted:
+            self.refused, self._start_after = {}, 0.0
+        if self.serving is None:
+            # After a crash or a reboot in the middle of a change: what served last is better than nothing.
+            return self._last_good if self.refused or wanted is None else wanted
+        if wanted and wanted != self.serving.release.name and not self.refused:
+            return wanted
+        if self.reload:
+            self.reload = False
+            return self.serving.release.name
+        return None
+
+    def _can_start(self) -> bool:
+        name = self._next()
+        return bool(name) and not (self.refused and self.refused["release"] == name)
+
+    def _start(self, name: str) -> None:
+        try:
+            release = read_release(self.root, name)
+            self.log.limit, self.log.files = release.log_bytes, release.log_files
+            listener = self._listener
+            if listener is None or listener.getsockname()[:2] != (release.address, release.port):
+                listener = listen(release.address, release.port)
+            self.candidate = Server(self.root, release, listener, self.log)
+        except (ReleaseError, OSError) as error:
+            self._refuse(name, str(error))
+            return
+        self._candidate_listener = listener
+        self.log.say(f"starting release {name} as process {self.candidate.process.pid}")
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.log.say(f"release {name} is not served: {reason}")
+        self.refused = {"release": name, "reason": reason}
+        self._start_after = time.monotonic() + RESTART_AFTER
+
+    def _look_at_candidate(self, candidate: Server) -> bool:
+        trouble = candidate.trouble()
+        ready = not trouble and candidate.reported() >= candidate.release.workers
+        if not trouble and not ready:
+            return False
+        self.candidate = None
+        if trouble:
+            candidate.kill()
+            if self._candidate_listener not in (self._listener, None):
+                self._candidate_listener.close()
+            self._refuse(candidate.release.name, trouble)
+            return True
+        if self._listener not in (self._candidate_listener, None):
+            self._listener.close()
+        self._listener = self._candidate_listener
+        if self.serving:
+            self.serving.terminate(self.serving.release.drain_timeout)
+            self.ending.append(self.serving)
+        self.serving, self._last_good = candidate, candidate.release.name
+        self.log.say(f"release {candidate.release.name} serves {candidate.release.address}:{candidate.release.port}")
+        return True
+
+    def _look_at_serving(self) -> bool:
+        if self.serving is None or self.serving.process.poll() is None:
+            return False
+        self.log.say(f"the server ended with exit code {self.serving.process.returncode}; it is started again")
+        self.serving.kill()
+        self.serving = None
+        self._start_after = time.monotonic() + min(RESTART_AFTER, 1.0)
+        return True
+
+    def _look_at_ending(self) -> bool:
+        before = len(self.ending)
+        for server in list(self.ending):
+            if server.process.poll() is not None or time.monotonic() >= (server.end_by or 0):
+                server.kill()
+                self.ending.remove(server)
+        return len(self.ending) != before
+
+    def _write_status(self) -> None:
+        servers = [server for server in (self.serving, self.candidate, *self.ending) if server]
+        status = {
+            "format": 1,
+            "pid": os.getpid(),
+            "at": time.time(),
+            "serving": self.serving.release.name if self.serving else None,
+            "starting": self.candidate.release.name if self.candidate else None,
+            "refused": self.refused or None,
+            "groups": [server.process.pid for server in servers],
+        }
+        # A full disk must not end the gateway; whoever waits for the status sees that it is old.
+        with contextlib.suppress(OSError):
+            descriptor, temporary = tempfile.mkstemp(prefix=".status-", dir=self.root)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(status, stream)
+            os.replace(temporary, self._status_path)
+        self._written_at = time.monotonic()
+
+    def _end(self) -> int:
+        self.log.say("stopping")
+        for listener in (self._listener, self._candidate_listener):
+            if listener:
+                listener.close()
+        servers = [server for server in (self.serving, self.candidate, *self.ending) if server]
+        for server in servers:
+            server.terminate(STOP_TIMEOUT)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while time.monotonic() < deadline and any(server.process.poll() is None for server in servers):
+            time.sleep(POLL)
+        for server in servers:
+            server.kill()
+        return 0
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not os.path.isdir(arguments[0]):
+        print("usage: gateway_runner.py <gateway folder>", file=sys.stderr)
+        return EXIT_CONFIG
+    os.umask(0o077)
+    return Runner(os.path.abspath(arguments[0])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LiteLLM as the gateway runner starts it: ``gateway_server.py <arguments of litellm>``.
+
+What LiteLLM's own command cannot do, and what a change without a failed request needs:
+
+- take the socket from the runner (environment variable LMFLEET_SOCKET, a file descriptor) instead of opening the port;
+- end without cutting anybody off: a worker that shall end takes no new connection, tells the clients that kept theirs
+  to close it, waits for what they are still sending, and finishes its answers, however long they take
+  (LMFLEET_DRAIN_TIMEOUT seconds at most);
+- let several keys in while the master key is being changed: the file that LMFLEET_KEYS names has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import json
+import os
+import sys
+import time
+
+import gunicorn.config
+import uvicorn
+from litellm import run_server
+from litellm.proxy.proxy_cli import ProxyInitializationHelpers
+
+FIRST_INHERITED = 3  # where gunicorn expects the sockets that it is given
+# For so long a client that keeps its connection may be about to ask something on it.
+LAST_CALL_SECONDS = 3.0
+# Longer than clients keep an idle connection: it must be them who close it, or a request may cross the closing.
+KEEP_ALIVE_SECONDS = 75
+KEY_HEADERS = {
+    b"authorization",
+    b"api-key",
+    b"x-api-key",
+    b"x-goog-api-key",
+    b"x-litellm-api-key",
+    b"ocp-apim-subscription-key",
+}
+
+
+class Keys:
+    """The keys that clients may send, each taken for the master key of this process."""
+
+    def __init__(self, path: str | None, own: str) -> None:
+        self._path, self._own = path, own.encode()
+        self._seen: tuple | None = None
+        self._accepted: list[tuple[bytes, float | None]] = []
+
+    def translate(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return the headers of a request with an accepted key replaced by the master key."""
+        self._refresh()
+        if not self._accepted:
+            return headers
+        return [(name, self._value(value) if name in KEY_HEADERS else value) for name, value in headers]
+
+    def _value(self, value: bytes) -> bytes:
+        scheme, blank, sent = value.rpartition(b" ")
+        for key, until in self._accepted:
+            if (until is None or time.time() < until) and hmac.compare_digest(sent, key):
+                return scheme + blank + self._own
+        return value
+
+    def _refresh(self) -> None:
+        """Read the file if it has changed; one that cannot be used changes nothing."""
+        if not self._path:
+            return
+        try:
+            status = os.stat(self._path)
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen == self._seen:
+                return
+            with open(self._path, "rb") as stream:
+                entries = json.load(stream)["keys"]
+            self._accepted = [(entry["key"].encode(), entry["until"]) for entry in entries]
+            self._seen = seen
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            self._seen = None
+
+
+class Front:
+    """The ASGI application around LiteLLM's."""
+
+    last_call = False
+
+    def __init__(self, app, keys: Keys) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            scope = {**scope, "headers": self._keys.translate(scope["headers"])}
+            send = functools.partial(self._send, send)
+        await self._app(scope, receive, send)
+
+    async def _send(self, send, message):
+        if self.last_call and message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        await send(message)
+
+
+def prepare() -> None:
+    """Change what uvicorn and gunicorn do; to be called in each process before they begin."""
+    keys = Keys(os.environ.get("LMFLEET_KEYS"), os.environ.get("LITELLM_MASTER_KEY", ""))
+    load, shutdown = uvicorn.Config.load, uvicorn.Server.shutdown
+
+    @functools.wraps(load)
+    def load_with_front(config):
+        load(config)
+        config.loaded_app = Front(config.loaded_app, keys)
+
+    @functools.wraps(shutdown)
+    async def shutdown_after_last_call(server, sockets=None):
+        for listening in server.servers:
+            listening.close()
+        Front.last_call = True
+        await asyncio.sleep(LAST_CALL_SECONDS)
+        await shutdown(server, sockets=sockets)
+
+    uvicorn.Config.load = load_with_front
+    uvicorn.Server.shutdown = shutdown_after_last_call
+    gunicorn.config.GracefulTimeout.default = int(os.environ.get("LMFLEET_DRAIN_TIMEOUT", "30"))
+    gunicorn.config.Keepalive.default = KEEP_ALIVE_SECONDS
+    # LiteLLM takes any other port, without a word to the clients, when somebody listens on 4000.
+    ProxyInitializationHelpers.is_port_in_use = staticmethod(lambda port: False)
+
+
+def take_socket() -> None:
+    """Make the server use the socket of the runner."""
+    inherited = os.environ.pop("LMFLEET_SOCKET", None)
+    if inherited:
+        os.dup2(int(inherited), FIRST_INHERITED, inheritable=True)
+        os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+        uvicorn.run = functools.partial(uvicorn.run, fd=FIRST_INHERITED)
+
+
+# The workers of uvicorn import this file anew; those of gunicorn are forked.
+prepare()
+
+if __name__ == "__main__":
+    take_socket()
+    sys.argv[0] = "litellm"
+    sys.exit(run_server())

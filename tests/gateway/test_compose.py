@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role with litellm_runtime compose: what it writes, and what it does with Docker and without."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gateway_under_test import REPOSITORY
+
+IMAGE = "registry.example.net/litellm@sha256:" + "0" * 64
+VARIABLES = {
+    "litellm_runtime": "compose",
+    "litellm_compose_image": IMAGE,
+    "litellm_master_key": "sk-it's $ecret\\",
+    "litellm_redis_url": "redis://:geheim@redis.example.net:6379/0",
+    "litellm_workers": 3,
+    "litellm_address": "10.0.0.1",
+}
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Return a function that applies the role to this machine; its result has returncode and stdout."""
+
+    def play(*arguments, path="", **variables):
+        given = {**VARIABLES, "litellm_root": str(tmp_path / "gateway"), **variables}
+        role = {"role": "lmfleet.mac.litellm", "vars": given}
+        book = tmp_path / "play.yml"
+        book.write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "roles": [role]}]))
+        command = [
+            Path(sys.executable).parent / "ansible-playbook",
+            "-i",
+            "localhost,",
+            "-c",
+            "local",
+            book,
+            *arguments,
+        ]
+        environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "PATH": f"{path}:{os.environ['PATH']}"}
+        return subprocess.run(
+            [*command, "-e", f"ansible_python_interpreter={sys.executable}"],
+            cwd=REPOSITORY,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+    return play
+
+
+@pytest.fixture
+def docker(tmp_path):
+    """Return a folder with a docker that writes down how it was called, and says no when a file tells it to."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text(
+        f'#!/bin/sh\necho "$@" >> {folder}/calls\n[ "$2" = version ] || [ ! -e {folder}/no ]\n'
+    )
+    (folder / "docker").chmod(0o755)
+    return folder
+
+
+def test_it_writes_all_that_a_container_needs(play, tmp_path, docker):
+    done = play("--diff", "-v", path=str(docker))
+    assert done.returncode == 0, done.stdout
+    root = tmp_path / "gateway"
+    service = yaml.safe_load((root / "compose.yml").read_text())["services"]["gateway"]
+    assert service["image"] == IMAGE
+    assert service["ports"] == ["10.0.0.1:4000:4000"]
+    assert shlex.join(service["command"]).endswith("--num_workers 3 --run_gunicorn")
+    # All read-only but the reports of the workers; what is mounted is there.
+    mounts = [volume.split(":") for volume in service["volumes"]]
+    assert [mount[1] for mount in mounts if mount[2:] != ["ro"]] == ["/gateway/registry/applied"]
+    assert [mount for mount in mounts if not (root / mount[0]).is_dir()] == []
+    config = yaml.safe_load((root / "config" / "config.yaml").read_text())
+    assert config["router_settings"]["redis_url"] == "os.environ/LMFLEET_REDIS_URL"
+    assert (root / "config" / "lmfleet_registry.py").exists()
+    assert (root / "master_key").read_text() == VARIABLES["litellm_master_key"] + "\n"
+    compile(service["healthcheck"]["test"][3], "healthcheck", "exec")
+    # Secrets: in two files that nobody else can read, and nowhere else.
+    for name in ("gateway.env", "master_key"):
+        assert (root / name).stat().st_mode & 0o077 == 0
+    assert "LITELLM_MASTER_KEY='sk-it\\'s $ecret\\\\'" in (root / "gateway.env").read_text().splitlines()
+    for text in (done.stdout, (root / "compose.yml").read_text(), (root / "config" / "config.yaml").read_text()):
+        assert "geheim" not in text
+        assert "$ecret" not in text
+    assert f"compose --project-directory {root} --file" in (docker / "calls").read_text()
+    assert "changed=0" in play(path=str(docker)).stdout
+
+
+def test_a_compose_file_that_docker_refuses_is_not_written(play, tmp_path, docker):
+    (docker / "no").touch()
+    done = play(path=str(docker))
+    assert done.returncode != 0
+    assert not (tmp_path / "gateway" / "compose.yml").exists()
+
+
+@pytest.mark.parametrize("missing", [{"litellm_compose_image": "litellm:latest"}, {"litellm_master_key": ""}])
+def test_without_a_digest_or_a_key_it_is_refused(play, tmp_path, missing):
+    done = play(**missing)
+    assert done.returncode != 0
+    assert "needs litellm_compose_image with a digest" in done.stdout
+    assert not (tmp_path / "gateway").exists()

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The gateway runner with a small server in the place of LiteLLM: same socket, same reports."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+RUNNER = Path(__file__).resolve().parents[3] / "roles" / "litellm" / "files" / "gateway_runner.py"
+SERVER = """#!{python}
+import json, os, signal, socket, sys, threading, time
+listener = socket.socket(fileno=int(os.environ["LMFLEET_SOCKET"]))
+ending = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: ending.set())
+print("{word} says hello", flush=True)
+if {exits}:
+    sys.exit("no luck")
+report = {{"run": os.environ["LMFLEET_RUN"]}}
+def serve():
+    while not ending.is_set():
+        try:
+            connection = listener.accept()[0]
+        except BlockingIOError:
+            time.sleep(0.005)
+            continue
+        connection.setblocking(True)
+        connection.recv(65536)
+        if {slow}:
+            time.sleep({slow})
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: {size}\\r\\nConnection: close\\r\\n\\r\\n{word}")
+        connection.close()
+listener.setblocking(False)
+thread = threading.Thread(target=serve)
+thread.start()
+path = os.path.join(os.environ["LMFLEET_REGISTRY"], "applied", str(os.getpid()) + ".json")
+while not ending.is_set():
+    if {reports}:
+        with open(path + ".tmp", "w") as stream:
+            json.dump(dict(report, at=time.time()), stream)
+        os.replace(path + ".tmp", path)
+    for _ in range({lines}):
+        print("x" * 99, flush=True)
+    ending.wait(0.1)
+thread.join()
+"""
+
+
+class Gateway:
+    def __init__(self, root):
+        self.root, self.process = root, None
+        self.port = free_port()
+        (root / "registry" / "applied").mkdir(parents=True)
+
+    def release(self, name, port=None, exits=False, reports=True, slow=0, lines=0, workers=1, **settings):
+        folder = self.root / "releases" / name
+        folder.mkdir(parents=True)
+        settings = {"start_timeout": 30, "drain_timeout": 30, "log_bytes": 1 << 20, "log_files": 3, **settings}
+        release = {"address": "127.0.0.1", "port": port or self.port, "workers": workers, **settings}
+        (folder / "release.json").write_text(json.dumps(release))
+        text = SERVER.format(
+            python=sys.executable, word=name, size=len(name), exits=exits, reports=reports, slow=slow, lines=lines
+        )
+        (folder / "run-gateway").write_text(text)
+        (folder / "run-gateway").chmod(0o755)
+        self.use(name)
+
+    def use(self, name):
+        (self.root / "next").symlink_to(f"releases/{name}")
+        (self.root / "next").replace(self.root / "current")
+
+    def start(self):
+        with (self.root / "said").open("a") as said:
+            command = [sys.executable, str(RUNNER), str(self.root)]
+            self.process = subprocess.Popen(command, stdout=said, stderr=said)
+
+    def status(self):
+        try:
+            return json.loads((self.root / "status.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def wait(self, condition, timeout=30):
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"{self.status()}\n{self.log()}"
+            time.sleep(0.02)
+
+    def wait_for(self, **status):
+        self.wait(lambda: all(self.status().get(key) == value for key, value in status.items()))
+
+    def log(self):
+        path = self.root / "logs" / "gateway.log"
+        return path.read_text() + (self.root / "said").read_text() if path.exists() else ""
+
+    def ask(self, port=None):
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", "/")
+            return connection.getresponse().read().decode()
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(40)
+        for group in self.status().get("groups", []):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+
+@pytest.fixture
+def gateway(tmp_path):
+    gateway = Gateway(tmp_path / "gateway")
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture
+def running(gateway):
+    gateway.release("1")
+    gateway.start()
+    gateway.wait_for(serving="1")
+    return gateway
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def clients(gateway, count=4):
+    """Ask all the time; yields what was answered. Any failure ends a client and is raised after the block."""
+    answers, stopped, failures = [], threading.Event(), []
+
+    def run():
+        try:
+            while not stopped.is_set():
+                answers.append(gateway.ask())
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _number in range(count)]
+    for thread in threads:
+        thread.start()
+    yield answers
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_another_release_takes_over_without_a_failed_request(running):
+    with clients(running) as answers:
+        for number in (2, 3, 4):
+            running.release(str(number))
+            running.wait_for(serving=str(number))
+            running.wait(lambda number=number: answers[-1] == str(number))
+    assert set(answers) == {"1", "2", "3", "4"}
+
+
+def test_who_is_being_answered_gets_the_answer_to_its_end(gateway):
+    gateway.release("1", slow=2)
+    gateway.start()
+    gateway.wait_for(serving="1")
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(gateway.ask()))
+    thread.start()
+    time.sleep(0.3)
+    gateway.release("2")
+    gateway.wait_for(serving="2")
+    assert answers == []
+    thread.join()
+    assert answers == ["1"]
+    gateway.wait(lambda: len(gateway.status()["groups"]) == 1)
+
+
+def test_who_never_ends_is_ended_after_the_drain_timeout(gateway):
+    gateway.release("1", slow=600, drain_timeout=1)
+    gateway.start()
+    gateway.wait_for(serving="1")
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        time.sleep(0.2)
+        gateway.release("2")
+        gateway.wait_for(serving="2")
+        gateway.wait(lambda: len(gateway.status()["groups"]) == 1)
+        assert gateway.ask() == "2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"exits": True}, "exit code 1: 2 says hello | no luck"),
+        ({"reports": False, "start_timeout": 1}, "0 of 1 workers reported within 1 s: 2 says hello"),
+        ({"workers": 2, "start_timeout": 1}, "1 of 2 workers reported"),
+    ],
+)
+def test_a_release_that_does_not_come_up_is_refused_and_the_former_one_serves(running, settings, reason):
+    running.release("2", **settings)
+    running.wait(lambda: running.status()["refused"])
+    assert reason in running.status()["refused"]["reason"]
+    assert running.status()["serving"] == "1"
+    # Not even by chance does the refused one answer once it is ended.
+    assert {running.ask() for _number in range(20)} == {"1"}
+    assert len(running.status()["groups"]) == 1
+    running.use("1")
+    running.wait_for(refused=None)
+    running.release("3")
+    running.wait_for(serving="3")
+
+
+def test_a_broken_release_is_refused(running):
+    (running.root / "releases" / "2").mkdir()
+    running.use("2")
+    running.wait(lambda: running.status()["refused"])
+    assert "release.json cannot be used" in running.status()["refused"]["reason"]
+    assert running.ask() == "1"
+
+
+def test_another_port_is_opened_and_the_former_one_closed(running):
+    other = free_port()
+    running.release("2", port=other)
+    running.wait_for(serving="2")
+    assert running.ask(other) == "2"
+    running.wait(lambda: len(running.status()["groups"]) == 1)
+    with pytest.raises(ConnectionRefusedError):
+        running.ask()
+
+
+def test_a_port_that_somebody_has_is_named(running):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        running.release("2", port=port)
+        running.wait(lambda: running.status()["refused"])
+    assert f"cannot listen on 127.0.0.1 port {port}" in running.status()["refused"]["reason"]
+    assert running.ask() == "1"
+
+
+def test_a_server_that_dies_is_started_again_and_clients_wait_for_it(running):
+    group = running.status()["groups"][0]
+    os.killpg(group, signal.SIGKILL)
+    assert running.ask() == "1"
+    running.wait(lambda: running.status()["groups"] not in ([group], []))
+    assert "it is started again" in running.log()
+
+
+def test_a_hangup_starts_the_server_anew(running):
+    group = running.status()["groups"]
+    with clients(running):
+        running.process.send_signal(signal.SIGHUP)
+        running.wait(lambda: len(running.status()["groups"]) == 1 and running.status()["groups"] != group)
+
+
+def test_what_served_last_is_served_when_the_wanted_one_does_not_come_up(running):
+    running.process.kill()
+    running.process.wait()
+    running.release("2", exits=True)
+    running.start()
+    running.wait(lambda: running.status()["pid"] == running.process.pid and running.status()["serving"] == "1")
+    assert running.status()["refused"]["release"] == "2"
+    assert running.ask() == "1"
+
+
+def test_a_killed_runner_leaves_nothing_that_holds_the_port(running):
+    running.process.kill()
+    running.process.wait()
+    running.start()
+    running.wait(lambda: running.status()["pid"] == running.process.pid and running.status()["serving"])
+    assert "a server that a former runner left" in running.log()
+    assert running.ask() == "1"
+
+
+def test_with_nothing_to_serve_it_ends(gateway):
+    gateway.release("1", exits=True)
+    gateway.start()
+    assert gateway.process.wait(30) == 1
+    assert "no luck" in gateway.log()
+
+
+def test_without_a_release_it_ends_as_misconfigured(gateway):
+    gateway.start()
+    assert gateway.process.wait(30) == 78
+
+
+def test_it_ends_with_all_it_started(running):
+    group = running.status()["groups"][0]
+    running.process.terminate()
+    assert running.process.wait(30) == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+
+def test_the_logs_stay_within_their_bounds(gateway):
+    gateway.release("1", lines=50, log_bytes=10_000, log_files=3)
+    gateway.start()
+    logs = gateway.root / "logs"
+    gateway.wait((logs / "gateway.log.2").exists)
+    inode = (logs / "gateway.log.2").stat().st_ino
+    gateway.wait(lambda: (logs / "gateway.log.2").stat().st_ino != inode)
+    assert {path.name for path in logs.iterdir()} == {"gateway.log", "gateway.log.1", "gateway.log.2"}
+    assert all(path.stat().st_size <= 10_000 for path in logs.iterdir())
+    assert all(path.stat().st_mode & 0o077 == 0 for path in logs.iterdir())
+
+
+def test_two_of_its_lines_tell_what_happens(running):
+    assert re.search(r"gateway runner: release 1 serves 127\.0\.0\.1:\d+", running.log())
