@@ -26,5 +26,5 @@ trap sandbox_down EXIT
 part lint tools/lint.sh
 part sanity .venv/bin/python tests/sanity/run.py
 printf '\n=== tests\n'
-# Two at a time: they wait more than they compute. tests/conftest.py says which go together.
-.venv/bin/pytest --numprocesses 2 --dist loadgroup
+# Two at a time: they wait more than they compute. tests/conftest.py says what may.
+.venv/bin/pytest --numprocesses 2
