@@ -51,6 +51,7 @@ class ActionModule(ActionBase):
             deployments=plan.deployments,
             model_groups=plan.model_groups,
             gateways=plan.gateways,
+            token_hosts=plan.token_hosts,
             lock_timeout=lock_timeout,
         )
         return result

@@ -238,7 +238,7 @@ class InstanceHost:
         self.make_home(wanted.name)
         path = os.path.join(self.home(wanted.name), "instance.json")
         if _text(read_bytes(path)) != wanted.content:
-            atomic_write(path, wanted.content)
+            atomic_write(path, wanted.content, 0o600)
         self.launchctl.apply(wanted.service, actions, deadline)
 
     def remove(self, leftover: Leftover, deadline: float) -> None:
@@ -291,7 +291,9 @@ class InstanceHost:
             status, age = self.status(wanted.name)
             verdict = judge_status(wanted, status, age, job)
             if verdict.ready:
-                verdict = judge_server(wanted, look(url_of(wanted.address, wanted.port), _HTTP_TIMEOUT))
+                verdict = judge_server(
+                    wanted, look(url_of(wanted.address, wanted.port), _HTTP_TIMEOUT, wanted.api_token)
+                )
             now = time.monotonic()
             lasting_since = (lasting_since or now) if verdict.lasting else None
             if job.pid is not None:

@@ -48,6 +48,10 @@ class Wanted(NamedTuple):
     def port(self) -> int:
         return self.declaration["port"]
 
+    @property
+    def api_token(self) -> str:
+        return self.declaration.get("api_token") or ""
+
     def stale_after(self) -> float:
         """Return the age in seconds beyond which a status of this instance is not believed."""
         return 3 * float(self.declaration.get("poll_interval") or 0) + STALE_RESERVE
@@ -88,6 +92,24 @@ class Decision(NamedTuple):
     action: str
     why: str
     service_actions: list[str]
+
+
+def shown(before: str | None, after: str) -> tuple[str | None, str]:
+    """Return two texts of instance.json for a diff: without tokens, and different where only the token is."""
+    old = None if before is None else _without_token(before, "(hidden)")
+    new = _without_token(after, "(hidden)")
+    return old, (_without_token(after, "(hidden, new)") if old == new and before != after else new)
+
+
+def _without_token(content: str, instead: str) -> str:
+    try:
+        declaration = json.loads(content)
+    except ValueError:
+        # Edited by hand; there is no telling where a token is in it.
+        return "(not JSON)\n" if "api_token" in content else content
+    if not isinstance(declaration, dict) or not declaration.get("api_token"):
+        return content
+    return canonical_json({**declaration, "api_token": instead})
 
 
 def parse_wanted(entry: dict) -> Wanted:

@@ -61,12 +61,19 @@ def url_of(address: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def look(url: str, timeout: float, request: Callable[..., Reply] = request_json) -> Server:
-    """Ask the server at `url` for its greeting and, when it greets, for what it has loaded."""
-    greeting = request(f"{url}/lmstudio-greeting", timeout=timeout)
+def _authorized(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def look(url: str, timeout: float, token: str = "", request: Callable[..., Reply] = request_json) -> Server:
+    """Ask the server at `url` for its greeting and, when it greets, for what it has loaded.
+
+    `token` is for a server that asks for one, "" for none.
+    """
+    greeting = request(f"{url}/lmstudio-greeting", headers=_authorized(token), timeout=timeout)
     if greeting.body != _GREETING:
         return Server(False, None, f"no greeting of LM Studio: {greeting.said()}")
-    models = request(f"{url}/api/v1/models", timeout=timeout)
+    models = request(f"{url}/api/v1/models", headers=_authorized(token), timeout=timeout)
     loaded = _loaded(models.body)
     if loaded is None:
         return Server(True, None, f"greeting, but no list of models: {models.said()}")
@@ -107,7 +114,9 @@ def differences(wanted: list[WantedModel], server: Server) -> list[str]:
     return found
 
 
-def probe(url: str, model: WantedModel, timeout: float, request: Callable[..., Reply] = request_json) -> Probe:
+def probe(
+    url: str, model: WantedModel, timeout: float, token: str = "", request: Callable[..., Reply] = request_json
+) -> Probe:
     """Ask a model one real question: the shortest completion, or one embedding."""
     if model.type == "embedding":
         path, payload = "/v1/embeddings", {"model": model.identifier, "input": "ready?"}
@@ -116,7 +125,7 @@ def probe(url: str, model: WantedModel, timeout: float, request: Callable[..., R
         payload = {"model": model.identifier, "messages": question, "max_tokens": 8, "temperature": 0, "stream": False}
         path = "/v1/chat/completions"
     began = time.monotonic()
-    reply = request(url + path, method="POST", payload=payload, timeout=timeout)
+    reply = request(url + path, method="POST", payload=payload, headers=_authorized(token), timeout=timeout)
     latency = round(time.monotonic() - began, 3)
     if _answers(model.type, reply.body):
         return Probe(model.identifier, True, latency, "")

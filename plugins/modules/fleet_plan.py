@@ -324,8 +324,16 @@ options:
       - Address that the instances of this Mac listen on.
         Where it is not set, V(127.0.0.1) if this Mac is the only gateway,
         otherwise O(lmfleet_address) if that is an address rather than a name.
-      - LM Studio asks clients for no token. Choose an address of a private network.
+      - LM Studio asks clients for no token unless it is told to (O(lmfleet_api_tokens)). Choose an address of a
+        private network.
     type: str
+  lmfleet_api_tokens:
+    description:
+      - API tokens (C(LM_API_TOKEN)) of the instances of this Mac whose LM Studio asks for one, instance name to token.
+        Put them into a vault. The gateways send them, and so does this collection when it asks an instance.
+      - LM Studio makes tokens, and is told to ask for them, in its desktop app only. This collection can do neither.
+    type: dict
+    default: {}
   lmfleet_launchd_domain:
     description:
       - V(gui) makes the instances launch agents, which run while their user is logged in at the screen.
@@ -435,6 +443,11 @@ model_groups:
   elements: dict
 gateways:
   description: Inventory names of the gateways.
+  returned: success
+  type: list
+  elements: str
+token_hosts:
+  description: Inventory names of the Macs with instances that ask for an API token. The tokens are not in the plan.
   returned: success
   type: list
   elements: str

@@ -41,6 +41,9 @@ options:
       home:
         description: The home of the instance, for O(lms).
         type: path
+      api_token:
+        description: Token for a server that asks for one.
+        type: str
       models:
         description: The models it shall serve. Others that are loaded as well count against it only with O(exact).
         type: list
@@ -218,7 +221,7 @@ def watch(entry: dict, params: dict, deadline: float) -> dict:
         result = look_at(entry, wanted, url, params)
         if result["ready"] and params["probe"] == "completion":
             for model in wanted:
-                one = probe(url, model, max(params["request_timeout"], deadline - time.monotonic()))
+                one = probe(url, model, max(params["request_timeout"], deadline - time.monotonic()), entry["api_token"])
                 result["probes"].append(one._asdict())
             result["ready"] = all(one["ok"] for one in result["probes"])
         if result["ready"] or time.monotonic() + _INTERVAL >= deadline:
@@ -228,7 +231,7 @@ def watch(entry: dict, params: dict, deadline: float) -> dict:
 
 def look_at(entry: dict, wanted: list[WantedModel], url: str, params: dict) -> dict:
     """Look at one server once; return what the module tells of it, without probes."""
-    server = look(url, params["request_timeout"])
+    server = look(url, params["request_timeout"], entry["api_token"])
     loaded = list(server.loaded or {})
     different = differences(wanted, server)
     if server.loaded is not None and params["lms"] and entry["home"]:
@@ -270,6 +273,7 @@ def main() -> None:
                     "name": {"type": "str", "required": True},
                     "url": {"type": "str", "required": True},
                     "home": {"type": "path"},
+                    "api_token": {"type": "str", "no_log": True},
                     "models": {
                         "type": "list",
                         "elements": "dict",

@@ -80,6 +80,12 @@ options:
         description: The property list of the job, as XML text.
         type: str
         required: true
+  api_tokens:
+    description:
+      - API tokens of instances whose LM Studio asks for one, instance name to token.
+      - They stand in O(instances[].declaration) as well. Given here, Ansible keeps them out of what it shows.
+    type: dict
+    default: {}
   tunings:
     description:
       - The load defaults of the models, one entry per model and instance, written before a model is loaded. See
@@ -267,6 +273,7 @@ from ..module_utils._instances import (
     check_together,
     indistinct,
     parse_wanted,
+    shown,
 )
 from ..module_utils._launchd import SYSTEM_FOLDER, Domain, Launchctl, LaunchdError, canonical, domain_for
 from ..module_utils._tuning import TuningError
@@ -427,7 +434,7 @@ def diffs(host: InstanceHost, plan: Plan) -> list[dict]:
     for one in plan.wanted:
         found = plan.found[one.name]
         pairs = [
-            (os.path.join(host.home(one.name), "instance.json"), found.declaration, one.content),
+            (os.path.join(host.home(one.name), "instance.json"), *shown(found.declaration, one.content)),
             (
                 host.launchctl.domain.plist_path(one.service.label),
                 found.service.plist,
@@ -512,6 +519,7 @@ def main() -> None:
                     "plist": {"type": "str", "required": True},
                 },
             },
+            "api_tokens": {"type": "dict", "default": {}, "no_log": True},
             "tunings": {"type": "list", "elements": "dict", "options": FILE_OPTIONS},
             "purge_instances": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 900},

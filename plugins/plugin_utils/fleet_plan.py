@@ -22,6 +22,8 @@ MAX_COPIES = 16
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+# Of characters that need no escaping wherever a token goes, and long enough to be taken out of all that Ansible shows.
+API_TOKEN = re.compile(r"[A-Za-z0-9._~+/:=-]{8,}")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 HUGGINGFACE_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -54,6 +56,7 @@ class Plan:
     deployments: list[dict[str, Any]] = field(default_factory=list)
     model_groups: list[dict[str, Any]] = field(default_factory=list)
     gateways: list[str] = field(default_factory=list)
+    token_hosts: list[str] = field(default_factory=list)  # Macs with instances that ask for a token
 
 
 def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) -> Plan:
@@ -86,6 +89,7 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
         planned = {"instances": [], "models": [], "domain": host.variables["lmfleet_launchd_domain"]}
         if name in macs:
             planned["instances"] = _instances(host, catalogue, gateways, plan.problems)
+            plan.token_hosts += [name] if host.variables["lmfleet_api_tokens"] else []
             used = {model["name"] for instance in planned["instances"] for model in instance["models"]}
             drafting = {model["draft"]["name"] for model in _loaded(planned) if model["draft"]}
             planned["models"] = [model_file(model, catalogue[model]) for model in sorted(used | drafting)]
@@ -289,6 +293,7 @@ def _instances(
         )
     bind_address = _bind_address(host, gateways, report)
     _port_problems(host, declared, report)
+    _token_problems(host, declared, report)
     for name, count in Counter(instance["name"] for instance in declared).items():
         if count > 1:
             report("lmfleet_instances", f"{count} instances are named {name}. Give each a name of its own.")
@@ -431,6 +436,16 @@ def _port_problems(host: Host, declared: list[Mapping[str, Any]], report) -> Non
             report(
                 "lmfleet_instances", f"port {port} of {names[0]} is one of LM Studio's control ports. Choose another."
             )
+
+
+def _token_problems(host: Host, declared: list[Mapping[str, Any]], report) -> None:
+    names = [instance["name"] for instance in declared]
+    for name, token in host.variables["lmfleet_api_tokens"].items():
+        where = f"lmfleet_api_tokens ({name})"
+        if name not in names:
+            report(where, f"there is no such instance here. lmfleet_instances has: {', '.join(names) or 'none'}.")
+        elif not isinstance(token, str) or not API_TOKEN.fullmatch(token):
+            report(where, "a token has at least 8 letters, digits and any of . _ ~ + / : = - such as sk-lm-….")
 
 
 def _ports(host: Host, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:

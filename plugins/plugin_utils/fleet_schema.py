@@ -16,6 +16,8 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.lmfleet.mac.plugins.modules import fleet_plan as fleet_plan_documentation
 
 SHARED_PREFIX = "lmfleet_"
+#: Their values are in no message. Those of the roles say no_log in their specification.
+SECRETS = {"lmfleet_api_tokens"}
 
 
 @functools.cache
@@ -144,7 +146,8 @@ def _validate_leaf(value: Any, option: Mapping[str, Any], where: str) -> tuple[A
             if "choices" in option
             else f"of type {option.get('type', 'str')}"
         )
-        return option.get("default"), [(where, f"must be {wanted}, not {value!r}.")]
+        secret = option.get("no_log") or where in SECRETS
+        return option.get("default"), [(where, f"must be {wanted}, not {_kind(value) if secret else repr(value)}.")]
     return result.validated_parameters["value"], []
 
 

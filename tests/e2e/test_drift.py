@@ -11,6 +11,7 @@ from as_declared import ROOT, assert_as_declared, lms
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
+TOKEN = "sk-lm-ABCDEFGH:0123456789abcdefghij"
 UNCHANGED = {"mac-1": 0, "mac-2": 0}
 AGENTS = "/Users/admin/Library/LaunchAgents"
 TUNINGS = ".lmstudio/.internal/user-concrete-model-default-config/lmfleet"
@@ -36,7 +37,9 @@ def scaled(fleet):
     for host, instances in SCALED.items():
         fleet.hosts["all"]["children"]["macs"]["hosts"][host]["lmfleet_instances"] = instances
     fleet.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["mac_host_gpu_memory_limit_mb"] = 12000
-    fleet.play().succeeded()
+    fleet.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["lmfleet_api_tokens"] = {"one": TOKEN}
+    fleet.sandbox("knob", "mac-2", f'llmster.api_tokens@one=["{TOKEN}"]')
+    fleet.first = fleet.play("-v", "--diff").succeeded()
     return fleet
 
 
@@ -100,6 +103,18 @@ def assert_set_up(fleet):
     assert fleet.on("mac-2", "sysctl -n iogpu.wired_limit_mb") == "12000\n"
     job = fleet.on("mac-2", "launchctl print system/lmfleet.gpu-memory-limit")
     assert "last exit code = 0" in job
+
+
+def test_a_token_for_an_instance_is_used_and_seen_by_nobody(scaled):
+    assert TOKEN not in scaled.first.output
+    for host, holders in (
+        ("mac-1", {"gateway/registry/deployments.json"}),
+        ("mac-2", {"instances/one/instance.json"}),
+    ):
+        files = scaled.on(host, f"grep -rlF {TOKEN} {ROOT} {AGENTS}").split()
+        assert {name.removeprefix(f"{ROOT}/") for name in files} == holders
+        assert {scaled.on(host, f"stat -c %a {name}").strip() for name in files} == {"600"}
+        assert TOKEN not in scaled.on(host, "ps -axwwo args", root=True)
 
 
 def test_verify_finds_nothing_and_touches_nothing(scaled, verify):

@@ -35,7 +35,13 @@ def declared(fleet: Fleet, host: str) -> dict[str, dict]:
 def served(fleet: Fleet, host: str, port: int) -> dict[str, dict]:
     """Return identifier to settings of what the server at a port has loaded, by /api/v1/models."""
     address = fleet.hosts["all"]["children"]["macs"]["hosts"][host]["ansible_host"]
-    with urllib.request.urlopen(f"http://{address}:{port}/api/v1/models", timeout=30) as answer:
+    of_host = fleet.hosts["all"]["children"]["macs"]["hosts"][host]
+    names = [name for name, instance in declared(fleet, host).items() if instance["port"] == port]
+    token = of_host.get("lmfleet_api_tokens", {}).get(names[0], "none")
+    request = urllib.request.Request(
+        f"http://{address}:{port}/api/v1/models", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
         models = json.load(answer)["models"]
     return {loaded["id"]: loaded["config"] for model in models for loaded in model["loaded_instances"]}
 

@@ -142,6 +142,19 @@ def test_a_greeting_without_a_list_is_not_ready(serve):
     assert server.greeting and server.loaded is None
 
 
+def test_a_server_that_asks_for_a_token_gets_it(serve):
+    def only_with_token(answer):
+        refusal = {"error": {"code": "invalid_api_key"}}
+        return lambda request: answer if request.headers["Authorization"] == "Bearer sk-lm-1" else refusal
+
+    routes = {"/lmstudio-greeting": {"lmstudio": True}, "/api/v1/models": LOADED, "/v1/chat/completions": CHAT}
+    url = serve({path: only_with_token(answer) for path, answer in routes.items()})
+    assert "invalid_api_key" in _lmstudio_http.look(url, 2).seen
+    assert sorted(_lmstudio_http.look(url, 2, "sk-lm-1").loaded) == ["a", "e"]
+    assert not _lmstudio_http.probe(url, WantedModel("a"), 2).ok
+    assert _lmstudio_http.probe(url, WantedModel("a"), 2, "sk-lm-1").ok
+
+
 CHAT = {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}
 
 

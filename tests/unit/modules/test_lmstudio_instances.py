@@ -64,7 +64,7 @@ class Mac:
         }
         (self.home(name) / "status.json").write_text(json.dumps({**status, **self.says.get(name, {})}))
 
-    def look(self, url, _timeout):
+    def look(self, url, _timeout, _token):
         if self.served is not None:
             return self.served
         for home in (self.root / "instances").iterdir():
@@ -386,3 +386,17 @@ def test_bad_declarations_change_nothing(mac, tmp_path, instances, said):
     failed = mac.run(*({**mac.instance(), **changes} for changes in instances))
     assert failed["failed"] and not (tmp_path / "instances").exists()
     assert said in failed["msg"] or "its name is" in failed["msg"]
+
+
+def test_a_token_is_applied_live_and_seen_by_nobody(mac):
+    mac.run(mac.instance())
+    for before, after in ((None, "sk-lm-first"), ("sk-lm-first", "sk-lm-second")):
+        instance = mac.instance(api_token=after)
+        result = mac.run(instance, api_tokens={"chat-a": after}, check=True)
+        assert mac.actions(result) == {"chat-a": "live"}
+        assert "(hidden" in json.dumps(result["diff"])
+        assert not [token for token in (before, after) if token and token in json.dumps(result)]
+        mac.run(instance, api_tokens={"chat-a": after})
+    path = mac.home("chat-a") / "instance.json"
+    assert json.loads(path.read_text())["api_token"] == "sk-lm-second"
+    assert path.stat().st_mode & 0o077 == 0

@@ -247,6 +247,28 @@ def test_the_runtimes_of_an_instance_are_handed_on_and_a_version_is_text():
         assert "mac-1: lmfleet_instances (chat-a): runtimes: the version of engine must be text in quotes" in problem
 
 
+def test_tokens_are_of_instances_and_not_in_the_plan():
+    outcome = plan(host(instances=[instance()], lmfleet_api_tokens={"chat-a": "sk-lm-0123"}))
+    assert (outcome.problems, outcome.token_hosts) == ([], ["mac-1"])
+    assert "sk-lm-0123" not in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ({"chat-b": "sk-lm-0123"}, ["lmfleet_api_tokens (chat-b)", "no such instance", "chat-a"]),
+        ({"chat-a": "with a blank"}, ["lmfleet_api_tokens (chat-a)", "at least 8"]),
+        ({"chat-a": "short"}, ["at least 8"]),
+        ({"chat-a": ["sk-lm-0123"]}, ["at least 8"]),
+        ({"chat-a": None}, ["at least 8"]),
+    ],
+)
+def test_a_wrong_token_is_named_and_not_shown(tokens, words):
+    problem = only_problem(plan(host(instances=[instance()], lmfleet_api_tokens=tokens)))
+    assert all(word in problem for word in ["mac-1", *words])
+    assert not any(str(token) in problem for token in tokens.values() if token)
+
+
 def test_a_second_copy_that_takes_another_models_name_is_refused():
     outcome = plan(
         host(

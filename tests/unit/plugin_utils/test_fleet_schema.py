@@ -72,6 +72,13 @@ def test_a_bad_value_is_named_with_its_place(variable, value, place, message):
     assert [found for found in problems if found[0] == place and message in found[1]], problems
 
 
+def test_a_secret_of_the_wrong_type_is_not_shown():
+    _checked, problems = validate("sk-lm-0123", OPTIONS["lmfleet_api_tokens"], "lmfleet_api_tokens")
+    assert problems == [("lmfleet_api_tokens", "must be of type dict, not a str.")]
+    _checked, problems = validate({"sk": 1}, {"type": "list", "no_log": True}, "litellm_keys")
+    assert problems == [("litellm_keys", "must be of type list, not a dict.")]
+
+
 def test_types_are_converted_and_defaults_filled_in():
     checked, problems = validate(
         [{"name": "a", "port": "1234", "models": [{"name": "m"}]}], OPTIONS["lmfleet_instances"], "lmfleet_instances"

@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import json
 
-_REASONS = {200: "OK", 204: "No Content", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error"}
+_REASONS = {
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    500: "Internal Server Error",
+}
 _LARGEST_BODY = 64 * 1024 * 1024
 
 

@@ -8,7 +8,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from llmster_standin import knobs, openai_api, rest_api
+from llmster_standin import authentication, knobs, openai_api, rest_api
 from llmster_standin.http_connection import GoneError, HttpConnection
 from llmster_standin.inference import RefusedError
 from llmster_standin.waiting import CancelledError, Watch
@@ -140,6 +140,9 @@ class Listener:
         connection.end_events()
 
     def _route(self, connection, request):
+        if self._routes and not authentication.allowed(request.headers):
+            connection.answer(authentication.refusal(request.headers), 401)
+            return
         handler = _ROUTES.get((request.method, request.path)) if self._routes else None
         if request.method == "GET" and request.path == "/lmstudio-greeting":
             connection.answer({"lmstudio": True})

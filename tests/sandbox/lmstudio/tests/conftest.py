@@ -180,11 +180,11 @@ class Instance:
         return {model["identifier"]: model for model in self.json("ps")}
 
     @contextlib.contextmanager
-    def request(self, method: str, path: str, body=None, timeout: float = 20, port: int | None = None):
+    def request(self, method: str, path: str, body=None, timeout: float = 20, port: int | None = None, headers=()):
         """Send a request and give the response, to be read by the caller."""
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body))
+            connection.request(method, path, None if body is None else json.dumps(body), dict(headers))
             yield connection.getresponse()
         finally:
             connection.close()

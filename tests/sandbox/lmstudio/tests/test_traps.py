@@ -232,6 +232,19 @@ def test_load_writes_spinner_escapes_to_stdout_and_words_to_stderr(instance):
     assert "loaded successfully" in run.stderr
 
 
+def test_a_server_that_asks_for_tokens_refuses_everything_without_one(instance):
+    instance.serve()
+    instance.knobs(api_tokens=["sk-lm-right"])
+    for path in ("/lmstudio-greeting", "/v1/models", "/api/v1/models", "/nonsense"):
+        status, body = instance.http("GET", path)
+        assert (status, body["error"]["code"], body["error"]["type"]) == (401, "invalid_api_key", "invalid_request")
+    assert instance.http("GET", "/v1/models", headers={"Authorization": "Bearer sk-lm-wrong"})[0] == 401
+    for headers in ({"Authorization": "Bearer sk-lm-right"}, {"x-api-key": "sk-lm-right"}):
+        assert instance.http("GET", "/lmstudio-greeting", headers=headers) == (200, {"lmstudio": True})
+    # lms does not go through the server.
+    assert instance.lms("ps", "--json").returncode == 0
+
+
 def test_hang_hangs_lms_for_ever(instance):
     instance.start()
     instance.knobs(hang=True)

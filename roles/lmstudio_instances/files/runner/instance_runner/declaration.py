@@ -27,7 +27,7 @@ class Model(NamedTuple):
 
 
 class Declaration(NamedTuple):
-    """instance.json; times in seconds. `generation` is the sha256 of its bytes."""
+    """instance.json; times in seconds. `generation` is the sha256 of its bytes, `api_token` "" for none."""
 
     name: str
     address: str
@@ -42,6 +42,7 @@ class Declaration(NamedTuple):
     log_max_bytes: int
     log_keep: int
     runtimes: dict[str, str]
+    api_token: str
     models: tuple[Model, ...]
     generation: str
 
@@ -105,6 +106,9 @@ def _options(data: dict[str, Any]) -> dict[str, Any]:
     runtimes = values["runtimes"]
     if not isinstance(runtimes, dict) or not all(isinstance(version, str) for version in runtimes.values()):
         raise DeclarationError("runtimes must be an object of name and version, both text")
+    values["api_token"] = data.get("api_token") or ""
+    if not isinstance(values["api_token"], str):
+        raise DeclarationError("api_token must be text")
     for name, default, least in (("log_max_bytes", _LOG_MAX_BYTES, 1), ("log_keep", _LOG_KEEP, 0)):
         values[name] = _checked({name: default, **data}, name, _COUNT, "")
         if values[name] < least:

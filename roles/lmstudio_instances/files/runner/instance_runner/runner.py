@@ -226,10 +226,10 @@ class Runner:
         self.write_status()
 
     def _greets(self) -> bool:
-        return greets(self.declaration.address, self.declaration.port)
+        return greets(self.declaration.address, self.declaration.port, self.declaration.api_token)
 
     def _served_models(self) -> dict[str, dict[str, Any]] | None:
-        return served_models(self.declaration.address, self.declaration.port)
+        return served_models(self.declaration.address, self.declaration.port, self.declaration.api_token)
 
     # Watch
 

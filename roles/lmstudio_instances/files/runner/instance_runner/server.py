@@ -20,11 +20,15 @@ def reachable_address(address: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
 
 
-def get_json(address: str, port: int, path: str) -> Any:
-    """Return the JSON body of a GET, None when there is none; the status code proves nothing and is not looked at."""
+def get_json(address: str, port: int, path: str, token: str) -> Any:
+    """Return the JSON body of a GET, None when there is none; the status code proves nothing and is not looked at.
+
+    `token` is for a server that asks for one, "" for none.
+    """
+    headers = {"Connection": "close", **({"Authorization": f"Bearer {token}"} if token else {})}
     connection = http.client.HTTPConnection(reachable_address(address), port, timeout=HTTP_TIMEOUT)
     try:
-        connection.request("GET", path, headers={"Connection": "close"})
+        connection.request("GET", path, headers=headers)
         return json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):
         return None
@@ -32,14 +36,14 @@ def get_json(address: str, port: int, path: str) -> Any:
         connection.close()
 
 
-def greets(address: str, port: int) -> bool:
+def greets(address: str, port: int, token: str = "") -> bool:
     """Tell whether an LM Studio answers there."""
-    return get_json(address, port, "/lmstudio-greeting") == {"lmstudio": True}
+    return get_json(address, port, "/lmstudio-greeting", token) == {"lmstudio": True}
 
 
-def served_models(address: str, port: int) -> dict[str, dict[str, Any]] | None:
+def served_models(address: str, port: int, token: str = "") -> dict[str, dict[str, Any]] | None:
     """Return {identifier: settings} of what the server serves, None when it does not tell."""
-    body = get_json(address, port, "/api/v1/models")
+    body = get_json(address, port, "/api/v1/models", token)
     try:
         return {
             str(loaded["id"]): dict(loaded.get("config") or {})
