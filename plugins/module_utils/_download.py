@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.parse
@@ -19,7 +22,11 @@ from ._files import hash_file, remove_file
 
 #: Seconds without a single byte after which a server counts as stalled.
 STALL_TIMEOUT = 60.0
+#: Seconds between the tries of a transfer that broke off.
+RETRY_PAUSES = (1.0, 4.0)
 _BLOCK = 1 << 20
+#: Answers of a server that may be others a moment later.
+_PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class DownloadError(Exception):
@@ -28,6 +35,10 @@ class DownloadError(Exception):
 
 class ChecksumError(DownloadError):
     """The content is not what the checksum says."""
+
+
+class _FinalError(Exception):
+    """A transfer broke off for a reason that does not pass by itself."""
 
 
 def local_path(source: str) -> str | None:
@@ -70,7 +81,8 @@ def text_of(source: str, timeout: float = 30.0, limit: int = 65536) -> str:
 def fetch(source: str, part: str, algorithm: str, expected: str, timeout: float) -> int:
     """Fetch `source` (http, https or file URL, or absolute path) to the file `part` and verify it; return its size.
 
-    What is already in `part` is kept and continued by a range request. `timeout` is seconds for the whole transfer.
+    What is already in `part` is kept and continued by a range request, also when the connection breaks in between.
+    `timeout` is seconds for the whole transfer.
     On a wrong checksum `part` is removed; a part that was continued is fetched once more from the start before that.
     After an interruption `part` stays for the next try. Raises DownloadError, ChecksumError.
     """
@@ -82,71 +94,95 @@ def fetch(source: str, part: str, algorithm: str, expected: str, timeout: float)
         _transfer(source, part, deadline)
         got = hash_file(part, algorithm)
     if got != expected:
-        hint = _looks_like_a_page(part)
         remove_file(part)
-        raise ChecksumError(f"{source}: wrong {algorithm}: expected {expected}, got {got}{hint}. Nothing was kept.")
+        raise ChecksumError(f"{source}: wrong {algorithm}: expected {expected}, got {got}. Nothing was kept.")
     return os.path.getsize(part)
 
 
 def _transfer(source: str, part: str, deadline: float) -> bool:
-    """Fill `part`; return whether it began with bytes of an earlier try."""
+    """Fill `part`; return whether any of it came from an earlier try. What may pass by itself is tried again."""
     path = local_path(source)
-    have = os.path.getsize(part) if os.path.exists(part) else 0
-    try:
-        if path is not None:
-            with open(path, "rb") as stream:
-                _copy(source, stream, part, "wb", deadline)
-            return False
-        return _transfer_http(source, part, have, deadline)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing beyond what is there: perhaps complete
-            return True
-        raise DownloadError(f"{source}: the server answered {error.code} {error.reason}") from None
-    except OSError as error:
-        raise DownloadError(f"{source}: {_reason(error)}") from None
+    continued = False
+    for pause in (*RETRY_PAUSES, None):
+        continued = path is None and (continued or _size(part) > 0)
+        try:
+            if path is None:
+                _transfer_http(source, part, deadline)
+            else:
+                with open(path, "rb") as stream:
+                    _copy(stream, part, "wb", deadline)
+            return continued
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and _size(part):  # nothing beyond what is there: perhaps complete
+                return True
+            trouble, passing = f"the server answered {error.code} {error.reason}", error.code in _PASSING
+        except _FinalError as error:
+            trouble, passing = str(error), False
+        except (OSError, http.client.HTTPException) as error:
+            trouble, passing = _reason(error), path is None
+        if not passing or pause is None or time.monotonic() + pause > deadline:
+            break
+        time.sleep(pause)
+    have = _size(part)
+    kept = f", after {have} bytes, which are kept; run again to go on from there" if have else ""
+    tries = f" (tried {len(RETRY_PAUSES) + 1} times)" if passing and pause is None else ""
+    raise DownloadError(f"{source}: {trouble}{tries}{kept}")
 
 
-def _transfer_http(source: str, part: str, have: int, deadline: float) -> bool:
+def _transfer_http(source: str, part: str, deadline: float) -> None:
+    have = _size(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
     with open_url(source, headers=headers, timeout=STALL_TIMEOUT) as answer:
-        continued = have > 0 and answer.status == 206
-        received = _copy(source, answer, part, "ab" if continued else "wb", deadline)
+        partial = have > 0 and answer.status == 206
+        if partial and not (answer.headers.get("Content-Range") or f"bytes {have}-").startswith(f"bytes {have}-"):
+            remove_file(part)
+            raise ConnectionError(f"the server sent {answer.headers['Content-Range']} instead of bytes from {have}")
+        received = _copy(answer, part, "ab" if partial else "wb", deadline)
         announced = answer.headers.get("Content-Length")
     if announced is not None and received < int(announced):
-        raise DownloadError(
-            f"{source}: the connection ended after {received} of {announced} bytes; run again to go on from there"
-        )
-    return continued
+        raise ConnectionError(f"the connection ended after {received} of {announced} bytes")
 
 
-def _copy(source: str, stream, part: str, mode: str, deadline: float) -> int:
+def _copy(stream, part: str, mode: str, deadline: float) -> int:
+    # read1: a short read shows at once, so the deadline holds against a slow server as well.
+    read = getattr(stream, "read1", stream.read)
+    block = read(_BLOCK)
+    if mode == "wb" and _is_page(block):  # seen before an earlier part is overwritten
+        raise _FinalError("it is a web page, not the file")
     received = 0
     with open(part, mode) as target:
-        # read1: a short read shows at once, so the deadline holds against a slow server as well.
-        read = getattr(stream, "read1", stream.read)
-        for block in iter(lambda: read(_BLOCK), b""):
-            target.write(block)
+        while block:
+            try:
+                target.write(block)
+                target.flush()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise _FinalError(f"the disk of {os.path.dirname(part)} is full: make room") from None
             received += len(block)
             if time.monotonic() > deadline:
-                raise DownloadError(f"{source}: not complete in time; run again to go on from there")
-        target.flush()
+                raise _FinalError("not complete in time")
+            block = read(_BLOCK)
         os.fsync(target.fileno())
     return received
 
 
-def _reason(error: OSError) -> str:
+def _size(part: str) -> int:
+    return os.path.getsize(part) if os.path.exists(part) else 0
+
+
+def _reason(error: Exception) -> str:
     inner = getattr(error, "reason", None)
-    if isinstance(error, TimeoutError) or isinstance(inner, TimeoutError):
-        return "no answer in time"
+    # Until Python 3.10 a socket's timeout was no TimeoutError.
+    if any(isinstance(one, (TimeoutError, socket.timeout)) for one in (error, inner)):
+        return f"no byte for {STALL_TIMEOUT:g} s"
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror
-    return error.strerror or str(inner or error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(inner or error) or type(error).__name__
 
 
-def _looks_like_a_page(part: str) -> str:
-    with open(part, "rb") as stream:
-        start = stream.read(200).lstrip().lower()
-    return " (it is a web page, not the file)" if start.startswith((b"<!doctype html", b"<html")) else ""
+def _is_page(start: bytes) -> bool:
+    return start[:200].lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def parse_checksum(text: str, file_name: str, algorithm: str) -> str:

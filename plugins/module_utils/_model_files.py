@@ -120,8 +120,8 @@ class ModelFolder:
         if needed and free < needed + RESERVE:
             names = ", ".join(sorted({file.name for file in files}))
             raise ModelError(
-                f"the disk of {self.directory} has {free / 1e9:.1f} GB free, {(needed + RESERVE) / 1e9:.1f} GB are "
-                f"needed to fetch {names} and keep {RESERVE / 1e9:.1f} GB free: make room, or declare fewer models"
+                f"the disk of {self.directory} has {free >> 20} MB free, {(needed + RESERVE) >> 20} MB are "
+                f"needed to fetch {names} and keep {RESERVE >> 20} MB free: make room, or declare fewer models"
             )
 
     def _part(self, file: ModelFile) -> str:

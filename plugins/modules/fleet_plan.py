@@ -51,7 +51,8 @@ options:
             suboptions:
               huggingface:
                 description:
-                  - A repository on Hugging Face, as C(publisher/repository). Needs O(lmfleet_models.NAME.source.file).
+                  - A repository on Hugging Face, as C(publisher/repository).
+                    Needs O(lmfleet_models.NAME.source.file) or O(lmfleet_models.NAME.source.files).
                 type: str
               file:
                 description:
@@ -64,13 +65,32 @@ options:
                 default: main
               url:
                 description:
-                  - Address of the file.
+                  - Address of the file; with O(lmfleet_models.NAME.source.files) that of the folder they are in.
                 type: str
               sha256:
                 description:
                   - SHA-256 of the file, 64 hexadecimal digits. Hugging Face shows it on the file's page.
+                    Required unless there are O(lmfleet_models.NAME.source.files).
                 type: str
-                required: true
+              files:
+                description:
+                  - The files of a model that has several, all of them in one folder on the Mac.
+                    The parts of a split GGUF file, a vision projector C(mmproj-….gguf) beside the weights,
+                    or everything that an MLX model consists of, C(config.json) included.
+                  - Instead of O(lmfleet_models.NAME.source.file) and O(lmfleet_models.NAME.source.sha256).
+                type: list
+                elements: dict
+                suboptions:
+                  file:
+                    description:
+                      - The file inside the repository, or below O(lmfleet_models.NAME.source.url).
+                    type: str
+                    required: true
+                  sha256:
+                    description:
+                      - SHA-256 of the file, 64 hexadecimal digits.
+                    type: str
+                    required: true
           type:
             description:
               - What the model does.
@@ -406,7 +426,7 @@ hosts:
       type: list
       elements: dict
     models:
-      description: The model files that the host needs, each with name, path, url and sha256.
+      description: The model files that the host needs, each with the model's name, path, url and sha256.
       type: list
       elements: dict
     domain:

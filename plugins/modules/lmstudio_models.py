@@ -14,7 +14,8 @@ author: ["The lmfleet contributors (@lmfleet)"]
 description:
   - Fetches the files of models that are missing or not what their sha256 says, all with one call per Mac.
   - A file gets its name only after its checksum was verified. Until then it is outside of the models folder, which LM
-    Studio watches. A download that was cut off is continued by the next run.
+    Studio watches. A download that was cut off is continued, within a run and by the next run.
+  - Answers of a server that may pass (500 and the like), broken and stalled connections are tried again a few times.
   - What was verified once is not read again as long as its size and time stay the same.
 attributes:
   check_mode:
@@ -29,7 +30,9 @@ options:
     type: path
     required: true
   models:
-    description: The files. A model of several files has an entry for each.
+    description:
+      - The files, fetched in this order. A model of several files has an entry for each.
+      - LM Studio lists a split model as soon as its first part is there, so let that come last.
     type: list
     elements: dict
     required: true

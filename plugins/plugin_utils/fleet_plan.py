@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_routing, load_settings, memory_plan
+from ansible_collections.lmfleet.mac.plugins.plugin_utils.model_sources import (
+    model_files,
+    model_on_disk,
+    source_files,
+    source_problems,
+)
 from ansible_collections.lmfleet.mac.plugins.plugin_utils.words import some_of
 
 # LM Studio's control API takes the first free of these, on loopback: five of them, so five instances.
@@ -24,10 +30,6 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 # Of characters that need no escaping wherever a token goes, and long enough to be taken out of all that Ansible shows.
 API_TOKEN = re.compile(r"[A-Za-z0-9._~+/:=-]{8,}")
-SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-HUGGINGFACE_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-
-PUBLISHER_OF_URLS = "lmfleet"
 
 
 @dataclass
@@ -92,7 +94,9 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
             plan.token_hosts += [name] if host.variables["lmfleet_api_tokens"] else []
             used = {model["name"] for instance in planned["instances"] for model in instance["models"]}
             drafting = {model["draft"]["name"] for model in _loaded(planned) if model["draft"]}
-            planned["models"] = [model_file(model, catalogue[model]) for model in sorted(used | drafting)]
+            planned["models"] = [
+                file for model in sorted(used | drafting) for file in model_files(model, catalogue[model]["source"])
+            ]
         planned["ports"] = _ports(host, planned["instances"])
         planned["memory"] = _memory(host, planned, catalogue)
         planned["domains"] = sorted({port["domain"] for port in planned["ports"]})
@@ -156,33 +160,6 @@ def _route(plan: Plan, hosts: Mapping[str, Host], macs: list[str], catalogue: Ma
         plan.problems.extend(fleet_routing.isolation_problems(name, instances, catalogue, isolated))
 
 
-def model_file(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where the file of a model comes from and where it goes: name, path (publisher/name/file), url, sha256."""
-    source = model["source"]
-    if source["huggingface"]:
-        publisher = source["huggingface"].split("/")[0]
-        url = f"https://huggingface.co/{source['huggingface']}/resolve/{source['revision']}/{source['file']}"
-    else:
-        publisher, url = PUBLISHER_OF_URLS, source["url"]
-    # The folder decides the key that LM Studio gives a model: one folder a model keeps the keys apart.
-    return {
-        "name": name,
-        "path": f"{publisher}/{name}/{_file_name(url)}",
-        "url": url,
-        "sha256": source["sha256"].lower(),
-    }
-
-
-def _identity(name: str, model: Mapping[str, Any]) -> dict[str, str]:
-    """Return which file a model is, wherever it comes from."""
-    file = model_file(name, model)
-    return {key: file[key] for key in ("name", "path", "sha256")}
-
-
-def _file_name(url: str) -> str:
-    return url.split("?")[0].split("#")[0].rstrip("/").rsplit("/", 1)[-1]
-
-
 def _catalogue(hosts: Mapping[str, Host], problems: list[str]) -> dict[str, Any]:
     """Return the models that are sound, after reporting those that are not."""
     declared = {name: host.variables["lmfleet_models"] for name, host in hosts.items()}
@@ -205,7 +182,8 @@ def _catalogue(hosts: Mapping[str, Host], problems: list[str]) -> dict[str, Any]
         problems.extend(f"lmfleet_models.{name}: {problem}" for problem in found)
         # What the schema has found wrong with a model is reported already.
         source = model.get("source") or {}
-        if not found and source.get("sha256"):
+        checksums = [file.get("sha256") and file.get("file") for file in source.get("files") or []]
+        if not found and (source.get("sha256") or (checksums and all(checksums))):
             sound[name] = model
     return sound
 
@@ -223,7 +201,7 @@ def _model_problems(name: str, model: Mapping[str, Any]):
         )
     source = model.get("source")
     if source:
-        yield from _source_problems(source)
+        yield from source_problems(source)
     yield from load_settings.problems(model["type"], _format(source), load_settings.merged(model.get("load")))
     yield from _memory_problems({key: value for key, value in (model.get("memory") or {}).items() if value is not None})
 
@@ -239,23 +217,9 @@ def _memory_problems(memory: Mapping[str, int]):
 
 
 def _format(source: Mapping[str, Any] | None) -> str | None:
-    place = (source or {}).get("file") or (source or {}).get("url")
-    return model_format(_file_name(place)) if place else None
-
-
-def _source_problems(source: Mapping[str, Any]):
-    given = [kind for kind in ("huggingface", "url") if source.get(kind)]
-    if len(given) != 1:
-        yield f"source needs exactly one of huggingface and url, and has {' and '.join(given) or 'neither'}."
-    elif given == ["huggingface"]:
-        if not HUGGINGFACE_REPOSITORY.fullmatch(source["huggingface"]):
-            yield f"source.huggingface must look like publisher/repository, not {source['huggingface']!r}."
-        if not source.get("file"):
-            yield "source.file is missing: name the file inside the repository."
-    elif not re.match(r"https?://[^/]+/.", source["url"]) or not _file_name(source["url"]):
-        yield f"source.url must be an http or https address of a file, not {source['url']!r}."
-    if source.get("sha256") and not SHA256.fullmatch(source["sha256"]):
-        yield f"source.sha256 must be 64 hexadecimal digits, not {source['sha256']!r}."
+    names = source_files(source or {})
+    gguf = [name for name in names if model_format(name) == load_settings.GGUF]
+    return model_format((gguf or names)[0]) if names else None
 
 
 def _draft_problems(name: str, load: Mapping[str, Any], catalogue: Mapping[str, Any]):
@@ -355,7 +319,7 @@ def _models_of_instance(
         if not 1 <= entry["copies"] <= MAX_COPIES:
             report(f"{entry['name']}: copies must be from 1 to {MAX_COPIES}, not {entry['copies']}.")
             continue
-        file = model_file(entry["name"], model)
+        file = model_on_disk(entry["name"], model["source"])
         load = load_settings.merged(model["load"], entry["load"])
         found = [
             *load_settings.problems(model["type"], model_format(file["path"]), load),
@@ -377,14 +341,11 @@ def _models_of_instance(
                     "load": load,
                     "path": file["path"],
                     "sha256": file["sha256"],
-                    "draft": _identity(load["draft_model"], draft) if draft else None,
+                    "draft": {"name": load["draft_model"], **model_on_disk(load["draft_model"], draft["source"])}
+                    if draft
+                    else None,
                     "weight": entry["weight"],
                     "order": entry["order"],
-                    **{
-                        key: value
-                        for key, value in model_file(entry["name"], model).items()
-                        if key in ("path", "sha256")
-                    },
                 }
             )
     for identifier, count in Counter(model["identifier"] for model in loaded).items():

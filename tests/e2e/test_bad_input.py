@@ -26,7 +26,7 @@ INVENTORIES = {
     ),
     "a model without checksum": (
         {"lmfleet_models": {"pretender": {"source": {"url": "http://files/x.gguf"}}}},
-        ["lmfleet_models.pretender.source: sha256 is missing"],
+        ["lmfleet_models.pretender: source.sha256 is missing"],
     ),
     "a shared variable misspelt": (
         {"lmfleet_instance": []},

@@ -46,7 +46,7 @@ def test_all_problems_come_in_one_message(controller, inventory):
         "mac-1, mac-2: litellm_adress: no such variable. Did you mean litellm_address?",
         "mac-1, mac-2: lmstudio_models: is worked out from the lmfleet_ variables and cannot be set.",
         "mac-1, mac-2: litellm_port: must be of type int, not 'many'.",
-        "mac-1, mac-2: lmfleet_models.chat.source: sha256 is missing.",
+        "lmfleet_models.chat: source.sha256 is missing.",
         "lmfleet_bind_address: cannot be evaluated",
         "the group gateways is empty",
     ):

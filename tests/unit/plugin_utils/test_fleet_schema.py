@@ -51,8 +51,8 @@ BAD_VALUES = {
     ),
     "no checksum": (
         "lmfleet_models",
-        {"m": {"source": {"url": "http://x/y"}}},
-        "lmfleet_models.m.source",
+        {"m": {"source": {"url": "http://x/y", "files": [{"file": "z"}]}}},
+        "lmfleet_models.m.source.files[0]",
         "sha256 is missing",
     ),
     "a wrong choice": (
