@@ -52,6 +52,7 @@ class ActionModule(ActionBase):
             model_groups=plan.model_groups,
             gateways=plan.gateways,
             token_hosts=plan.token_hosts,
+            model_cache=plan.model_cache,
             lock_timeout=lock_timeout,
         )
         return result

@@ -23,7 +23,7 @@ from ._files import hash_file, remove_file
 #: Seconds without a single byte after which a server counts as stalled.
 STALL_TIMEOUT = 60.0
 #: Seconds between the tries of a transfer that broke off.
-RETRY_PAUSES = (1.0, 4.0)
+RETRY_PAUSES = (1.0, 4.0, 10.0)
 _BLOCK = 1 << 20
 #: Answers of a server that may be others a moment later.
 _PASSING = (408, 429, 500, 502, 503, 504)

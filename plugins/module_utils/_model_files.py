@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -42,8 +43,7 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
     seen: dict[str, dict] = {}
     for entry in entries:
         name, path = entry["name"], entry["path"]
-        parts = path.split("/")
-        if len(parts) != 3 or not all(_PART.fullmatch(part) and part not in (".", "..") for part in parts):
+        if not _is_place(path):
             raise ModelError(f"model {name}: path {path!r} must be publisher/name/file")
         if not is_digest(entry["sha256"], 64):
             raise ModelError(f"model {name}: sha256 must be 64 hex digits")
@@ -98,11 +98,38 @@ class ModelFolder:
         entry = self._verified.get(file.path)
         known = isinstance(entry, dict) and (entry.get("size"), entry.get("mtime_ns")) == _stamp(info)
         if self.read_all or not known:
-            entry = self._verified[file.path] = _entry(info, sha256_file(path))
+            before, entry = entry, _entry(info, sha256_file(path))
+            # Touched, it is still the file that was fetched; with another content it is somebody else's.
+            if isinstance(before, dict) and before.get("fetched") and before.get("sha256") == entry["sha256"]:
+                entry["fetched"] = True
+            self._verified[file.path] = entry
         if entry.get("sha256") == file.sha256:
             return True
         self.seen[file.path] = str(entry.get("sha256"))
         return False
+
+    def undeclared(self, files: list[ModelFile]) -> list[str]:
+        """Return the paths of files that were fetched here, are still that, and are not among `files`."""
+        declared = {file.path for file in files}
+        found = []
+        for path, entry in sorted(self._verified.items()):
+            if path in declared or not _is_place(path) or not isinstance(entry, dict) or not entry.get("fetched"):
+                continue
+            with contextlib.suppress(OSError):
+                info = os.stat(os.path.join(self.directory, *path.split("/")))
+                if (entry.get("size"), entry.get("mtime_ns")) == _stamp(info):
+                    found.append(path)
+        return found
+
+    def remove(self, path: str) -> None:
+        """Remove a file, its entry of the index, and the folders that it leaves empty."""
+        file = os.path.join(self.directory, *path.split("/"))
+        remove_file(file)
+        self._verified.pop(path, None)
+        self._write_index()
+        for folder in (os.path.dirname(file), os.path.dirname(os.path.dirname(file))):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     def _write_index(self) -> None:
         make_directory(os.path.dirname(self.index))
@@ -139,7 +166,7 @@ class ModelFolder:
         except DownloadError as error:
             raise ModelError(f"model {file.name}: cannot fetch {error}") from None
         self._put_in_place(file, part, path)
-        self._verified[file.path] = _entry(os.stat(path), file.sha256)
+        self._verified[file.path] = {**_entry(os.stat(path), file.sha256), "fetched": True}
         self._write_index()
 
     def _put_in_place(self, file: ModelFile, part: str, path: str) -> None:
@@ -158,6 +185,11 @@ class ModelFolder:
                 f"model {file.name}: {self.partial} is on another disk than {self.directory}: set partial to a folder "
                 "on the same disk"
             ) from None
+
+
+def _is_place(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 3 and all(_PART.fullmatch(part) and part not in (".", "..") for part in parts)
 
 
 def _stamp(info: os.stat_result) -> tuple[int, int]:

@@ -390,6 +390,27 @@ options:
         that is on its host, the run goes on with the others, and tells so at its end.
     type: bool
     default: false
+  lmfleet_model_cache:
+    description:
+      - Inventory name of a Mac that fetches every model of the fleet from the internet and serves the files to the
+        other Macs, which then need no internet. Each Mac still checks every file against its SHA-256.
+      - The Mac serves its models folder, and nothing else, read-only to anyone who reaches
+        O(lmfleet_model_cache_port) of it.
+      - It has to be up in every run, also in one that is narrowed with C(--limit). To do without it once, run with
+        C(-e lmfleet_model_cache=).
+      - When it is no longer set, the next run of that Mac ends the serving.
+    type: str
+  lmfleet_model_cache_port:
+    description:
+      - Port at which that Mac serves the files, 1024 to 65535.
+    type: int
+    default: 8765
+  lmfleet_prune_models:
+    description:
+      - Whether model files are removed from a Mac that are no longer declared for it.
+        Only files that this collection has fetched, and none of a model that is loaded on any instance.
+    type: bool
+    default: false
   lmfleet_lock_timeout:
     description:
       - How many seconds a run waits for another run against the same fleet to end, before it fails.
@@ -445,6 +466,9 @@ hosts:
       description: What the gateway of the host routes to. Only of gateways.
       type: list
       elements: dict
+    prune_models:
+      description: Whether model files that are no longer declared are removed.
+      type: bool
     ports:
       description: What will be listened on, each with port, address, label and domain of the launchd job, and use.
       type: list
@@ -471,6 +495,12 @@ token_hosts:
   returned: success
   type: list
   elements: str
+model_cache:
+  description:
+    - The Mac that serves models to the others, with host, root, address, port, launchd domain and the files of the
+      whole fleet. Empty when there is none.
+  returned: success
+  type: dict
 lock_timeout:
   description: How many seconds to wait for another run.
   returned: success

@@ -69,6 +69,26 @@ options:
     description: Whether every file is read and its checksum compared, also where size and time are the same as before.
     type: bool
     default: false
+  server:
+    description:
+      - Text of the program that serves the models folder to other Macs. It is put beside the models folder as
+        C(model_server.py); what runs it is not the business of this module.
+    type: str
+  prune:
+    description:
+      - Instead of fetching, remove the files that are not among O(models). Only those that this module has fetched
+        and that are unchanged since, and none of a model that is loaded on an instance.
+      - In check mode, models that the instances were declared to load count as unloaded.
+    type: dict
+    suboptions:
+      homes:
+        description: Folder of the instances' homes. Each of them is asked what it has loaded.
+        type: path
+        required: true
+      lms:
+        description: Path of the C(lms) program.
+        type: path
+        required: true
   timeout:
     description: Seconds one file may take.
     type: int
@@ -92,6 +112,14 @@ EXAMPLES = r"""
         path: nomic-ai/nomic-embed-text-v1.5/nomic-embed-text-v1.5.Q8_0.gguf
         src: /Users/Shared/nomic-embed-text-v1.5.Q8_0.gguf
         sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+
+- name: Remove all files that were fetched by earlier runs
+  lmfleet.mac.lmstudio_models:
+    directory: /Users/admin/.lmfleet/models
+    models: []
+    prune:
+      homes: /Users/admin/.lmfleet/instances
+      lms: /Users/admin/.lmfleet/llmster/current/.lmstudio/bin/lms
 """
 
 RETURN = r"""
@@ -118,12 +146,46 @@ models:
       type: int
       returned: always
   sample: [{name: smollm2, path: lmfleet/smollm2/SmolLM2.gguf, state: present, bytes: 97500000}]
+directory:
+  description: The models folder, absolute.
+  returned: success
+  type: str
+user:
+  description: Name of the user that the module ran as.
+  returned: success
+  type: str
+server:
+  description: Path of the program that serves the folder, null when there is none.
+  returned: success
+  type: str
+undeclared:
+  description: Files that earlier runs have fetched and that are not among O(models).
+  returned: success
+  type: list
+  elements: str
+removed:
+  description: Files that were removed, or would be in check mode.
+  returned: success
+  type: list
+  elements: str
 """
+
+import getpass
+import os
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._download import DownloadError
-from ..module_utils._files import LockTimeoutError, canonical_json, exclusive, file_diff, make_directory
+from ..module_utils._files import (
+    LockTimeoutError,
+    atomic_write,
+    canonical_json,
+    exclusive,
+    file_diff,
+    make_directory,
+    read_bytes,
+)
+from ..module_utils._loaded_models import LoadedError, loaded_models
 from ..module_utils._model_files import ModelError, ModelFile, ModelFolder, checked_models
 
 
@@ -146,7 +208,57 @@ def ensure(module: AnsibleModule) -> dict:
                 folder.fetch(file, params["timeout"])
     models = [_result(folder, file, {other.path for other in missing}, module.check_mode) for file in files]
     diff = [_diff(folder, file) for file in missing]
-    return {"changed": bool(missing), "models": models, "diff": diff}
+    return {"changed": bool(missing), "models": models, "diff": diff, "removed": []}
+
+
+def put_server(module: AnsibleModule, result: dict) -> None:
+    """Have the program that serves the folder, and tell where it is."""
+    path = os.path.join(os.path.dirname(os.path.abspath(module.params["directory"])), "model_server.py")
+    before, after = read_bytes(path), module.params["server"]
+    if after is None or (before is not None and before == after.encode()):
+        result["server"] = path if before is not None else None
+        return
+    result.update(server=path, changed=True, diff=[*result["diff"], file_diff(path, before, after)])
+    if not module.check_mode:
+        atomic_write(path, after)
+
+
+def prune(module: AnsibleModule) -> dict:
+    """Return the results of the module; removes what is not declared unless in check mode."""
+    params = module.params
+    folder = ModelFolder(params["directory"], params["index"], params["partial"])
+    declared = checked_models(params["models"])
+    result = {"changed": False, "models": [], "diff": [], "removed": []}
+    if not folder.undeclared(declared):
+        return result
+    with exclusive(folder.partial, "lmstudio_models", params["lock_timeout"]):
+        candidates = folder.undeclared(declared)
+        loaded = loaded_models(params["prune"]["homes"], params["prune"]["lms"], leaving=module.check_mode)
+        places = {file.path for file in declared}
+        for path in candidates:
+            user = _used_by(path, loaded, places)
+            if user:
+                module.warn(f"{path} is not declared any more and is kept: {user}. Unload it, then run again.")
+                continue
+            result["removed"].append(path)
+            full = os.path.join(params["directory"], *path.split("/"))
+            before = canonical_json({"bytes": os.path.getsize(full)})
+            result["diff"].append(file_diff(full, before, None))
+            if not module.check_mode:
+                folder.remove(path)
+    result["changed"] = bool(result["removed"])
+    return result
+
+
+def _used_by(path: str, loaded: dict, declared: set) -> str:
+    """Return who has the model of a file loaded, "" when nobody; `loaded` is {path of a model: instance}."""
+    for model, instance in loaded.items():
+        # LM Studio tells the first part of a split model, and the folder of an MLX model.
+        if model in declared or any(place.startswith(model + "/") for place in declared):
+            continue
+        if path == model or path.startswith(model + "/") or os.path.dirname(path) == os.path.dirname(model):
+            return f"its model is loaded on instance {instance}"
+    return ""
 
 
 def _result(folder: ModelFolder, file: ModelFile, missing: set, check_mode: bool) -> dict:
@@ -181,6 +293,14 @@ def main() -> None:
                     "size": {"type": "int"},
                 },
             },
+            "server": {"type": "str"},
+            "prune": {
+                "type": "dict",
+                "options": {
+                    "homes": {"type": "path", "required": True},
+                    "lms": {"type": "path", "required": True},
+                },
+            },
             "index": {"type": "path"},
             "partial": {"type": "path"},
             "read_all": {"type": "bool", "default": False},
@@ -190,8 +310,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        result = ensure(module)
-    except (ModelError, DownloadError, LockTimeoutError, OSError) as error:
+        result = prune(module) if module.params["prune"] else ensure(module)
+        put_server(module, result)
+        folder = ModelFolder(module.params["directory"], module.params["index"], module.params["partial"])
+        result["undeclared"] = folder.undeclared(checked_models(module.params["models"]))
+        result.update(directory=os.path.abspath(module.params["directory"]), user=getpass.getuser())
+    except (ModelError, DownloadError, LoadedError, LockTimeoutError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_routing, load_settings, memory_plan
 from ansible_collections.lmfleet.mac.plugins.plugin_utils.model_sources import (
@@ -59,6 +60,7 @@ class Plan:
     model_groups: list[dict[str, Any]] = field(default_factory=list)
     gateways: list[str] = field(default_factory=list)
     token_hosts: list[str] = field(default_factory=list)  # Macs with instances that ask for a token
+    model_cache: dict[str, Any] = field(default_factory=dict)
 
 
 def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) -> Plan:
@@ -100,8 +102,10 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
         planned["ports"] = _ports(host, planned["instances"])
         planned["memory"] = _memory(host, planned, catalogue)
         planned["domains"] = sorted({port["domain"] for port in planned["ports"]})
+        planned["prune_models"] = host.variables["lmfleet_prune_models"]
         plan.hosts[name] = planned
     _route(plan, hosts, macs, catalogue)
+    plan.model_cache = _model_cache(hosts, macs, plan)
     for deployment_id, count in Counter(deployment["id"] for deployment in plan.deployments).items():
         if count > 1:
             where = ", ".join(
@@ -465,6 +469,52 @@ def _memory(host: Host, planned: Mapping[str, Any], catalogue: Mapping[str, Any]
 
 def _root(host: Host) -> str:
     return host.variables["lmfleet_root"] or "~/.lmfleet"
+
+
+def _model_cache(hosts: Mapping[str, Host], macs: list[str], plan: Plan) -> dict[str, Any]:
+    """Return what the Mac that serves models to the others needs, and have the others fetch from it."""
+    wanted = {name: hosts[name].variables["lmfleet_model_cache"] or "" for name in macs if name in hosts}
+    caches = sorted(set(wanted.values()))
+    if caches in ([], [""]):
+        return {}
+    if len(caches) > 1:
+        told = ", ".join(f"{name or 'none'} on {' '.join(h for h in wanted if wanted[h] == name)}" for name in caches)
+        plan.problems.append(f"lmfleet_model_cache differs ({told}). Declare it once, in group_vars/all.")
+        return {}
+    name = caches[0]
+    if name not in wanted:
+        plan.problems.append(f"lmfleet_model_cache: {name} is not in the group macs, which has: {', '.join(wanted)}.")
+        return {}
+    host, port = hosts[name], hosts[name].variables["lmfleet_model_cache_port"]
+    bound = host.variables["lmfleet_bind_address"]
+    address = bound if bound and not _is_loopback(bound) else host.address
+    if not _is_address(address) or (_is_loopback(address) and len(macs) > 1):
+        plan.problems.append(
+            f"lmfleet_model_cache: {name} would serve its files at {address}, which is no address that the other "
+            f"Macs reach. Set lmfleet_address or lmfleet_bind_address of {name} to an IP address."
+        )
+    users = [used["use"] for used in plan.hosts[name]["ports"] if used["port"] == port]
+    if users or port in CONTROL_PORTS or not 1024 <= port <= 65535:
+        why = f"is used by {users[0]}" if users else "must be from 1024 to 65535 and no control port of LM Studio"
+        plan.problems.append(f"{name}: lmfleet_model_cache_port: {port} {why}. Choose another.")
+    domain = plan.hosts[name]["domain"]
+    label, use = "lmfleet.model-cache", "the model cache (lmfleet_model_cache_port)"
+    plan.hosts[name]["ports"].append({"port": port, "address": address, "label": label, "domain": domain, "use": use})
+    files = {file["path"]: file for other in wanted for file in plan.hosts[other]["models"]}
+    for other in wanted:
+        if other != name:
+            plan.hosts[other]["models"] = [
+                {**file, "url": f"http://{_url_host(host.address)}:{port}/{quote(file['path'])}"}
+                for file in plan.hosts[other]["models"]
+            ]
+    return {
+        "host": name,
+        "root": _root(host),
+        "address": address,
+        "port": port,
+        "domain": domain,
+        "models": list(files.values()),
+    }
 
 
 def _deployment(host: str, instance: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_models
 
 @pytest.fixture
 def run(run_module, tmp_path):
-    def run(*models, check=False):
-        return run_module(lmstudio_models, {"directory": str(tmp_path / "models"), "models": list(models)}, check)
+    def run(*models, check=False, **options):
+        arguments = {"directory": str(tmp_path / "models"), "models": list(models), **options}
+        return run_module(lmstudio_models, arguments, check)
 
     return run
 
@@ -146,3 +147,87 @@ def test_one_path_with_two_contents_is_refused(run, model):
 )
 def test_bad_entries(run, model, changes, said):
     assert said in run(model(**changes))["msg"]
+
+
+@pytest.fixture
+def prune(run, tmp_path):
+    """Return a function that prunes while an instance has `loaded` (path: identifier) and declares `managed`."""
+    lms = tmp_path / "lms"
+
+    def prune(*models, loaded=(), managed=(), check=False, says=None):
+        home = tmp_path / "instances" / "chat-a"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "instance.json").write_text(json.dumps({"models": [{"identifier": name} for name in managed]}))
+        answer = json.dumps([{"path": path, "identifier": name} for path, name in dict(loaded).items()])
+        # Whoever calls it without the environment of the instance gets nothing.
+        lms.write_text(
+            f'#!/bin/sh\n[ "$HOME" = {home} ] && [ "$LMS_API_SERVER_INFO_PATH" ] && echo \'{says or answer}\'\n'
+        )
+        lms.chmod(0o755)
+        return run(*models, check=check, prune={"homes": str(tmp_path / "instances"), "lms": str(lms)})
+
+    return prune
+
+
+def test_prune_removes_what_was_fetched_and_is_not_declared(run, prune, model, tmp_path):
+    old, new = model("old"), model("new", b"other")
+    run(old, new)
+    (tmp_path / "models/pub/mine").mkdir()
+    (tmp_path / "models/pub/mine/mine.gguf").write_bytes(b"by hand")
+    assert run(new)["undeclared"] == ["pub/old/f.gguf"]
+
+    told = prune(new, check=True)
+    assert told["changed"] and told["removed"] == ["pub/old/f.gguf"] and (tmp_path / "models/pub/old/f.gguf").exists()
+    done = prune(new)
+    assert done["removed"] == told["removed"] and done["diff"] == told["diff"]
+    assert sorted(os.listdir(tmp_path / "models/pub")) == ["mine", "new"]
+    again = prune(new)
+    assert not again["changed"] and again["undeclared"] == [] and not run(new)["changed"]
+
+
+def test_prune_leaves_what_others_made_or_changed(run, prune, model, tmp_path):
+    place = tmp_path / "models/pub/there/f.gguf"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"weights")
+    run(model("there"), model("changed"))
+    (tmp_path / "models/pub/changed/f.gguf").write_bytes(b"by hand")
+    assert prune()["removed"] == [] and run()["undeclared"] == [] and place.exists()
+
+
+def test_a_touched_file_is_still_ours(run, model, tmp_path):
+    run(model())
+    os.utime(tmp_path / "models/pub/m/f.gguf", (1, 1))
+    run(model())
+    assert run()["undeclared"] == ["pub/m/f.gguf"]
+
+
+@pytest.mark.parametrize("loaded", ["pub/m/f.gguf", "pub/m", "pub/m/other-part.gguf"])
+def test_prune_keeps_what_is_loaded(run, prune, model, tmp_path, loaded):
+    run(model())
+    for check in (True, False):
+        kept = prune(loaded={loaded: "by-hand"}, check=check)
+        assert not kept["changed"] and kept["undeclared"] == ["pub/m/f.gguf"]
+    assert (tmp_path / "models/pub/m/f.gguf").exists()
+
+
+def test_a_check_counts_on_the_instances_to_let_go(run, prune, model):
+    run(model())
+    assert prune(loaded={"pub/m/f.gguf": "m"}, managed=["m"], check=True)["removed"] == ["pub/m/f.gguf"]
+    assert prune(loaded={"pub/m/f.gguf": "m"}, managed=["m"])["removed"] == []
+
+
+def test_prune_leaves_everything_when_an_instance_does_not_tell(run, prune, model, tmp_path):
+    run(model())
+    assert "instance chat-a does not tell what it has loaded" in prune(says="cannot connect")["msg"]
+    assert (tmp_path / "models/pub/m/f.gguf").exists()
+
+
+def test_the_program_that_serves_the_folder(run, tmp_path):
+    program = tmp_path / "model_server.py"
+    assert run()["server"] is None
+    assert run(server="one", check=True)["changed"] and not program.exists()
+    made = run(server="one")
+    assert made["changed"] and made["server"] == str(program) and program.read_text() == "one"
+    assert not run(server="one")["changed"]
+    assert run(server="two")["diff"][0]["before"] == "one"
+    assert run()["server"] == str(program)

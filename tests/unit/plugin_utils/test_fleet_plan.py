@@ -375,3 +375,39 @@ def test_a_doubt_is_told_once_with_its_places():
         "model large on mac-1/chat-a, mac-2/chat-a, mac-3/chat-a, mac-4/chat-a, mac-5/chat-a and 2"
     )
     assert "load.parallel 4" in warning
+
+
+def cached(*names, **variables):
+    return [
+        host(name, [instance()], ansible_host=f"10.0.0.{number}", **{"lmfleet_model_cache": "mac-1", **variables})
+        for number, name in enumerate(names or ("mac-1", "mac-2"), start=1)
+    ]
+
+
+def test_with_a_model_cache_the_others_fetch_from_it():
+    first, second = cached()
+    second = host(
+        "mac-2", [instance("embed", 1240, [{"name": "embed"}])], ansible_host="10.0.0.2", lmfleet_model_cache="mac-1"
+    )
+    outcome = plan(first, second)
+    assert outcome.problems == []
+    cache = outcome.model_cache
+    assert (cache["host"], cache["address"], cache["port"], cache["root"]) == ("mac-1", "10.0.0.1", 8765, "~/.lmfleet")
+    assert [file["url"].split("/")[2] for file in cache["models"]] == ["files", "huggingface.co"]
+    assert [file["url"] for file in outcome.hosts["mac-2"]["models"]] == [
+        "http://10.0.0.1:8765/nomic-ai/embed/embed.gguf"
+    ]
+    assert outcome.hosts["mac-1"]["models"][0]["url"] == "http://files/chat.gguf"
+    assert "lmfleet.model-cache" in [port["label"] for port in outcome.hosts["mac-1"]["ports"]]
+    assert plan(*cached(lmfleet_model_cache="")).model_cache == {}
+
+
+def test_mistakes_with_the_model_cache():
+    assert "mac-9 is not in the group macs" in only_problem(plan(*cached(lmfleet_model_cache="mac-9")))
+    different = [*cached()[:1], host("mac-2", [instance()], ansible_host="10.0.0.2")]
+    assert "lmfleet_model_cache differs (none on mac-2, mac-1 on mac-1)" in only_problem(plan(*different))
+    assert "is used by instance chat-a" in only_problem(plan(*cached(lmfleet_model_cache_port=1234)))
+    assert "must be from 1024" in only_problem(plan(*cached(lmfleet_model_cache_port=80)))
+    by_name = cached(lmfleet_bind_address="127.0.0.1")
+    by_name[0].ansible_host = "mac-1.local"
+    assert any("would serve its files at mac-1.local" in problem for problem in plan(*by_name).problems)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A model is fetched once for the whole fleet, and what is no longer declared goes when that is asked for."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import http.server
+import threading
+import urllib.request
+
+import pytest
+
+from fleet_under_test import NETWORK, REPOSITORY
+
+pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(900)]
+
+MODELS = "/Users/admin/.lmfleet/models"
+WEIGHTS = REPOSITORY / ".cache" / "mirror" / "models" / "fake-llm.gguf"
+PARTS = ("fake-00001-of-00002.gguf", "fake-00002-of-00002.gguf")
+
+
+@pytest.fixture(scope="module")
+def internet(fleet):
+    """A server that counts how often each file was fetched: a split model, and one that will go."""
+    content = {
+        f"/split/{PARTS[0]}": WEIGHTS.read_bytes(),
+        f"/split/{PARTS[1]}": b"second part",
+        "/old.gguf": WEIGHTS.read_bytes(),
+    }
+    fetched = collections.Counter()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.command == "GET":
+                fetched[self.path] += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content[self.path])))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content[self.path])
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer((f"{NETWORK}.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,))
+    thread.start()
+    server.fetched = fetched
+    server.url = f"http://{NETWORK}.1:{server.server_port}"
+    server.sha256 = {path: hashlib.sha256(data).hexdigest() for path, data in content.items()}
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def cached(fleet, internet):
+    """The fleet after its first run, with mac-1 as the model cache; `old` is served by mac-2 only."""
+    files = [{"file": name, "sha256": internet.sha256[f"/split/{name}"]} for name in PARTS]
+    fleet.variables["all"]["lmfleet_models"] = {
+        "split": {"source": {"url": f"{internet.url}/split", "files": files}},
+        "old": {"source": {"url": f"{internet.url}/old.gguf", "sha256": internet.sha256["/old.gguf"]}},
+    }
+    fleet.variables["all"]["lmfleet_model_cache"] = "mac-1"
+    fleet.variables["macs"]["lmfleet_instances"] = [{"name": "chat-a", "port": 1234, "models": [{"name": "split"}]}]
+    macs = fleet.hosts["all"]["children"]["macs"]["hosts"]
+    del macs["mac-1"]["lmfleet_instances"]
+    macs["mac-2"] = {
+        **(macs["mac-2"] or {}),
+        "lmfleet_instances": [{"name": "chat-a", "port": 1234, "models": [{"name": "split"}, {"name": "old"}]}],
+    }
+    fleet.play().succeeded()
+    return fleet
+
+
+def models(fleet, host: str) -> set[str]:
+    return set(fleet.on(host, f"find {MODELS} -type f").split())
+
+
+def test_each_file_comes_from_the_internet_once(cached, internet):
+    assert dict(internet.fetched) == dict.fromkeys(internet.sha256, 1)
+    paths = {f"{MODELS}/lmfleet/split/{name}" for name in PARTS} | {f"{MODELS}/lmfleet/old/old.gguf"}
+    assert models(cached, "mac-1") == models(cached, "mac-2") == paths
+    assert [model["path"] for model in cached.status("mac-2", "chat-a")["models"]] == [
+        f"lmfleet/split/{PARTS[0]}",
+        "lmfleet/old/old.gguf",
+    ]
+    assert cached.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+
+
+def test_a_run_limited_to_another_mac_repairs_it_from_the_cache(cached, internet):
+    before = cached.status("mac-2", "chat-a")["daemon_pid"]
+    cached.on("mac-2", f"rm {MODELS}/lmfleet/split/{PARTS[1]}")
+    run = cached.play("--limit", "mac-2").succeeded()
+    assert run.changed["mac-2"] == 1 and set(internet.fetched.values()) == {1}
+    assert f"{MODELS}/lmfleet/split/{PARTS[1]}" in models(cached, "mac-2")
+    assert cached.status("mac-2", "chat-a")["daemon_pid"] == before
+
+
+def test_a_cache_that_is_down_is_named(cached, tmp_path):
+    elsewhere = cached.copy(tmp_path)
+    elsewhere.hosts["all"]["children"]["macs"]["hosts"]["mac-1"]["ansible_host"] = f"{NETWORK}.99"
+    run = elsewhere.play("--limit", "mac-2", ANSIBLE_TIMEOUT="5")
+    assert run.code != 0
+    run.said("Fetch the model files to the Mac that serves them", "mac-2 -> mac-1", "UNREACHABLE")
+
+
+def test_the_job_that_serves_is_repaired(cached):
+    cached.on("mac-1", "launchctl bootout gui/501/lmfleet.model-cache")
+    assert cached.play().succeeded().changed == {"mac-1": 1, "mac-2": 0}
+
+
+def test_prune_removes_what_is_no_longer_declared_everywhere(cached, internet):
+    old = f"{MODELS}/lmfleet/old/old.gguf"
+    del cached.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["lmfleet_instances"]
+    del cached.variables["all"]["lmfleet_models"]["old"]
+    cached.play().succeeded()
+    assert old in models(cached, "mac-1") & models(cached, "mac-2")
+
+    cached.variables["all"]["lmfleet_prune_models"] = True
+    cached.play("--check", "--diff").succeeded().said(f"{old}", "(absent)")
+    assert old in models(cached, "mac-1") & models(cached, "mac-2")
+    assert cached.play().succeeded().changed == {"mac-1": 1, "mac-2": 1}
+    assert models(cached, "mac-1") == models(cached, "mac-2") == {f"{MODELS}/lmfleet/split/{name}" for name in PARTS}
+    assert cached.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+
+
+def test_without_the_variable_nothing_is_served_any_more(cached, internet):
+    address = f"http://{NETWORK}.11:8765/lmfleet/split/{PARTS[1]}"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        assert answer.read() == b"second part"
+    del cached.variables["all"]["lmfleet_model_cache"]
+    cached.play().succeeded()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(address, timeout=30)
+    left = cached.on("mac-1", "ls /Users/admin/.lmfleet /Users/admin/Library/LaunchAgents")
+    assert "model_server" not in left and "model-cache" not in left
+    assert cached.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    assert set(internet.fetched.values()) == {1}
