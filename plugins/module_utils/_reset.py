@@ -25,13 +25,14 @@ from ._names import INSTANCE_LABEL_PREFIX, LOCK_NAME
 
 LABEL_PREFIX = "lmfleet."
 GATEWAY_LABEL = "lmfleet.gateway"
+MODEL_CACHE_LABEL = "lmfleet.model-cache"
 MODELS = "models"
 INDEX = "models.json"
 #: A folder that is being deleted. A run that was killed while it did so leaves one behind.
 REMOVED = ".removed-"
 #: Folders that a module makes before it puts its lock into them.
 FOLDERS = ("llmster", "partial", "instances", "gateway")
-FILES = ("instance_runner.py", "instance_runner.pyz", LOCK_NAME)
+FILES = ("instance_runner.py", "instance_runner.pyz", "model_server.py", LOCK_NAME)
 
 _END_SECONDS = 10.0
 
@@ -104,7 +105,7 @@ def is_ours(label: str, plist: object, root: str) -> bool:
         arguments = plist.get("ProgramArguments")
         words = [str(word) for word in (arguments if isinstance(arguments, list) else [])]
         words += [str(plist.get("Program") or ""), str(plist.get("WorkingDirectory") or "")]
-    of_a_root = label == GATEWAY_LABEL or label.startswith(INSTANCE_LABEL_PREFIX)
+    of_a_root = label in (GATEWAY_LABEL, MODEL_CACHE_LABEL) or label.startswith(INSTANCE_LABEL_PREFIX)
     return not words or not of_a_root or any(word.startswith(root + "/") for word in words)
 
 
