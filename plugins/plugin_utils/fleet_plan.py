@@ -130,7 +130,7 @@ def _warnings(plan: Plan) -> list[str]:
     for host, planned in plan.hosts.items():
         for instance in planned["instances"]:
             for model in instance["models"]:
-                for doubt in load_settings.doubts(model_format(model["path"]), model["load"]):
+                for doubt in load_settings.doubts(model_format(model["path"]), model["load"], instance["runtimes"]):
                     where = places.setdefault((model["name"], doubt), [])
                     if f"{host}/{instance['name']}" not in where:
                         where.append(f"{host}/{instance['name']}")

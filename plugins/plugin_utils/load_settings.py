@@ -8,6 +8,7 @@ Pure. Types and choices are in the documentation of fleet_plan, which the schema
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -58,6 +59,9 @@ CORES = {
     "efficiency_cores": ("efficiency",),
     "all_cores": ("performance", "efficiency"),
 }
+# What LM Studio calls its MLX runtimes, and the first that batches the requests of models with eyes as well.
+MLX_RUNTIME = "mlx-llm"
+MLX_RUNTIME_THAT_BATCHES_ALL = "1.8.5"
 _ENGINES = {GGUF: "llama.cpp (GGUF files)", MLX: "MLX"}
 _MLX_PARTS = ("mlx_kv_cache_group_size", "mlx_kv_cache_quantized_start")
 _DRAFT_PARTS = ("draft_max_tokens", "draft_min_tokens", "draft_min_continue_probability")
@@ -115,8 +119,18 @@ def _combination_problems(load: Mapping[str, Any]) -> Iterator[str]:
         yield f"load.draft_min_tokens {least} must not be more than load.draft_max_tokens (16 when not set)."
 
 
-def doubts(model_format: str | None, load: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each combination that works, but probably not as meant."""
+def doubts(model_format: str | None, load: Mapping[str, Any], runtimes: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each combination that works, but probably not as meant.
+
+    C(runtimes): the declared versions of inference runtimes, by name.
+    """
+    for name, version in runtimes.items() if model_format == MLX and load.get("parallel", 1) > 1 else ():
+        if name.startswith(MLX_RUNTIME) and _is_older(version, MLX_RUNTIME_THAT_BATCHES_ALL):
+            yield (
+                f"with the runtime {name} {version} it may serve one request at a time, whatever load.parallel "
+                f"{load['parallel']} says: from {MLX_RUNTIME_THAT_BATCHES_ALL} on every MLX model is batched. "
+                "Declare a newer runtime, or load.parallel: 1."
+            )
     parallel = load.get("parallel", SETTINGS["parallel"].default)
     if parallel > 1 and drafts(load):
         yield (
@@ -152,6 +166,10 @@ def _threads(wanted: Any, cores: Mapping[str, int]) -> int:
     if number < 1:
         raise ValueError(f"load.cpu_threads is {wanted}, and this Mac tells of none. Set a number instead.")
     return number
+
+
+def _is_older(version: str, than: str) -> bool:
+    return [int(number) for number in re.findall(r"\d+", version)] < [int(number) for number in than.split(".")]
 
 
 def _in_range(value: Any, setting: Setting) -> bool:

@@ -411,3 +411,10 @@ def test_mistakes_with_the_model_cache():
     by_name = cached(lmfleet_bind_address="127.0.0.1")
     by_name[0].ansible_host = "mac-1.local"
     assert any("would serve its files at mac-1.local" in problem for problem in plan(*by_name).problems)
+
+
+def test_a_declared_runtime_that_is_too_old_is_doubted():
+    models = {"mlx": {"source": {"url": "http://files/model.safetensors", "sha256": SHA}, "load": {"parallel": 2}}}
+    old = {**instance(models=[{"name": "mlx"}]), "runtimes": {"mlx-llm-mac-arm64-apple-metal-advsimd": "1.6.0"}}
+    (warning,) = plan(host(instances=[old], models=models)).warnings
+    assert warning.startswith("model mlx on mac-1/chat-a: with the runtime mlx-llm")

@@ -179,7 +179,29 @@ def test_an_embedding_has_few_settings():
     ids=["default slots", "two slots", "one slot", "drafts turned off"],
 )
 def test_drafting_for_many_is_doubted(load, doubted):
-    assert bool(list(load_settings.doubts(GGUF, load))) is doubted
+    assert bool(list(load_settings.doubts(GGUF, load, {}))) is doubted
+
+
+MLX_RUNTIME = "mlx-llm-mac-arm64-apple-metal-advsimd"
+
+
+@pytest.mark.parametrize(
+    ("model_format", "load", "runtimes", "doubted"),
+    [
+        (MLX, {"parallel": 2}, {MLX_RUNTIME: "1.6.0"}, True),
+        (MLX, {"parallel": 2}, {MLX_RUNTIME: "1.8.5"}, False),
+        (MLX, {"parallel": 2}, {MLX_RUNTIME: "1.11.0"}, False),
+        (MLX, {"parallel": 1}, {MLX_RUNTIME: "1.6.0"}, False),
+        (MLX, {"parallel": 2}, {"llama.cpp-mac-arm64-apple-metal-advsimd": "1.6.0"}, False),
+        (MLX, {"parallel": 2}, {}, False),
+        (GGUF, {"parallel": 2}, {MLX_RUNTIME: "1.6.0"}, False),
+    ],
+    ids=["old", "the first", "new", "one request", "another runtime", "not declared", "GGUF"],
+)
+def test_parallel_requests_on_an_old_mlx_runtime_are_doubted(model_format, load, runtimes, doubted):
+    found = list(load_settings.doubts(model_format, load, runtimes))
+    assert bool(found) is doubted
+    assert all(f"{MLX_RUNTIME} 1.6.0" in line and "1.8.5" in line for line in found)
 
 
 @pytest.mark.parametrize(
