@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The real LiteLLM with two gunicorn workers: what the registry promises to those who use the gateway."""
+"""The real LiteLLM with several gunicorn workers: what the registry promises to those who use the gateway.
+
+With more of them: GATEWAY_WORKERS=8.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from traffic import Traffic
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
 
-WORKERS = 2
+WORKERS = int(os.environ.get("GATEWAY_WORKERS", "2"))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,7 @@ def test_what_litellm_refuses_is_named(four, backends):
     path.write_text(json.dumps(document))
     assert "refused the deployment mac-a" in str(four.declare()["warnings"])
     # The former version goes on serving.
-    assert len(four.ask_many(16)) == 4
+    assert len(four.ask_many(8 * WORKERS)) == 4
     assert four.declare([backend.deployment() for backend in backends])["changed"]
     assert [report["rejected"] for report in four.reports()] == [{}] * WORKERS
 

@@ -82,7 +82,11 @@ class Client:
             events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
             if any('"error"' in event for event in events):
                 return f"an error in the stream: {text[-300:]}"
-            return "" if events[-1:] == ["[DONE]"] and len(events) > 1 else f"the stream ended early: {text[-300:]!r}"
+            if events[-1:] != ["[DONE]"] or len(events) < 2:
+                return f"the stream ended early: {text[-300:]!r}"
+            return (
+                "" if any(_content(event) for event in events[:-1]) else f"the stream has no content: {text[-300:]!r}"
+            )
         try:
             return "" if json.loads(text)["choices"][0]["message"]["content"] is not None else "no content"
         except (ValueError, KeyError, IndexError, TypeError):
@@ -146,3 +150,11 @@ class Traffic:
             # A gateway that is gone would be asked thousands of times.
             self._stop.wait(max(self._pause, 0.2) if answer.problem else self._pause)
         client.close()
+
+
+def _content(event: str) -> str:
+    """Return the text in an event of a stream; "" for any other."""
+    try:
+        return json.loads(event)["choices"][0]["delta"].get("content") or ""
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return ""

@@ -46,6 +46,8 @@ TURNS_OWED = 2
 USAGE_SECONDS = 60.0
 # What LiteLLM makes of a backend that is gone, broken or too slow, and of a model group that has none left.
 BACKEND_FAULTS = (408, 429, 500, 502, 503, 504)
+# How often a request is asked anew whose backend sent a page, such as that of a proxy, instead of a stream.
+ASKED_ANEW = 2
 EMBEDDING_CALLS = ("embeddings", "embedding", "aembedding")
 CHAT_CALLS = ("completion", "acompletion", "text_completion", "atext_completion", "anthropic_messages", "aresponses")
 
@@ -184,6 +186,12 @@ def untried(ids: list[str], request_kwargs: dict | None) -> list[str]:
     return [name for name in ids if name not in tried] or [name for name in ids if name != tried[-1]] or ids
 
 
+def is_page(response) -> bool:
+    """Tell whether a backend has answered with HTML where a stream was asked for."""
+    headers = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
+    return str(headers.get("llm_provider-content-type", "")).lower().startswith("text/html")
+
+
 def _tried(request_kwargs: dict | None) -> list[str]:
     # LiteLLM leaves one record for each failed attempt in the request's metadata.
     for name in ("litellm_metadata", "metadata"):
@@ -282,6 +290,8 @@ class Registry(CustomLogger):
         self.stopped: set[str] = set()
         self.advised: set[str] = set()
         self.rejected: dict[str, str] = {}
+        # Those that sent pages instead of streams, to the time until which they are avoided.
+        self.unfit: dict[str, float] = {}
         self.workers = int(os.environ.get("LMFLEET_WORKERS", "1"))
         self.facts = Facts({}, self.workers)
         self._applied: dict[str, dict] = {}
@@ -325,6 +335,23 @@ class Registry(CustomLogger):
         headers = {"Retry-After": str(max(1, math.ceil(wait or 1)))}
         return HTTPException(429 if status == 429 else 503, str(original_exception), headers)
 
+    async def async_post_call_streaming_iterator_hook(self, user_api_key_dict, response, request_data):
+        """Ask another deployment where one sent a page, which LiteLLM takes for an empty stream (LiteLLM's hook)."""
+        for again in range(ASKED_ANEW + 1):
+            if not is_page(response):
+                break
+            wait = getattr(self._router(), "cooldown_time", None) or 1
+            deployment = response._hidden_params.get("model_id")
+            if deployment:
+                self.unfit[deployment] = time.monotonic() + wait
+            verbose_proxy_logger.warning("lmfleet: %s answered with a page instead of a stream", deployment)
+            if again == ASKED_ANEW or not request_data.get("messages"):
+                headers = {"Retry-After": str(max(1, math.ceil(wait)))}
+                raise HTTPException(503, f"The backend {deployment} answered with a page instead of a stream.", headers)
+            response = await self._router().acompletion(**request_data)
+        async for chunk in response:
+            yield chunk
+
     async def async_filter_deployments(
         self, model, healthy_deployments, messages, request_kwargs=None, parent_otel_span=None
     ):
@@ -350,6 +377,10 @@ class Registry(CustomLogger):
             ids = [name for name in ids if name not in self.stopped]
         if self.advised:
             ids = [name for name in ids if name not in self.advised] or ids
+        if self.unfit:
+            now = time.monotonic()
+            self.unfit = {name: until for name, until in self.unfit.items() if until > now}
+            ids = [name for name in ids if name not in self.unfit] or ids
         return ids
 
     def _with_room(self, ids: list[str]) -> list[str]:

@@ -56,7 +56,7 @@ def by_order(deployments, target_order=None):
 
 
 class FakeHTTPError(Exception):
-    def __init__(self, status_code, detail):
+    def __init__(self, status_code, detail, headers=None):
         super().__init__(detail)
         self.status_code = status_code
 
@@ -547,3 +547,49 @@ class TestFollowing:
     def test_without_a_folder_it_does_nothing(self, plugin, tmp_path):
         assert plugin.registry.pauses == {}
         assert not hasattr(plugin.registry, "_task")
+
+
+class Stream:
+    def __init__(self, name, content_type):
+        self._hidden_params = {
+            "model_id": name,
+            "additional_headers": {"llm_provider-content-type": content_type},
+        }
+        self._name = name
+
+    async def __aiter__(self):
+        yield self._name
+
+
+def streamed(plugin, router, *responses, **request):
+    """Return the registry, and the chunks of the first response by way of the hook; the router gives the next ones."""
+    left = list(responses[1:])
+
+    async def acompletion(**_request):
+        return left.pop(0)
+
+    async def run():
+        registry = plugin.Registry(None)
+        chunks = registry.async_post_call_streaming_iterator_hook(None, responses[0], request)
+        return registry, [chunk async for chunk in chunks]
+
+    router.acompletion = acompletion
+    return asyncio.run(run())
+
+
+def test_a_page_instead_of_a_stream_is_asked_for_anew_elsewhere(plugin, router):
+    good = Stream("b", "text/event-stream; charset=utf-8")
+    registry, chunks = streamed(plugin, router, Stream("a", "text/html"), good, messages=["x"])
+    assert chunks == ["b"]
+    assert registry._open(["a", "b"]) == ["b"]
+    assert registry._open(["a"]) == ["a"], "better than none"
+    registry.unfit["a"] = 0.0
+    assert registry._open(["a", "b"]) == ["a", "b"]
+    assert streamed(plugin, router, good, messages=["x"])[1] == ["b"]
+
+
+@pytest.mark.parametrize("request_data", [{"messages": ["x"]}, {"prompt": "x"}])
+def test_only_pages_are_an_error(plugin, router, request_data):
+    with pytest.raises(FakeHTTPError, match="page instead of a stream") as caught:
+        streamed(plugin, router, *[Stream(name, "text/html; charset=utf-8") for name in "abc"], **request_data)
+    assert caught.value.status_code == 503
