@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_plan, fleet_schema
+from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_plan, fleet_schema, guard_settings
 
 COLLECTION = Path(__file__).resolve().parents[2]
 ROLES = COLLECTION / "roles"
@@ -36,12 +36,9 @@ class ActionModule(ActionBase):
             for problem in found:
                 problems.setdefault(problem, []).append(name)
         plan = fleet_plan.plan_fleet(hosts, groups["macs"], groups["gateways"])
-        missing = [] if plan.problems else _missing_files(plan)
-        lines = (
-            [f"{', '.join(names)}: {variable}: {message}" for (variable, message), names in problems.items()]
-            + plan.problems
-            + missing
-        )
+        lines = [
+            f"{', '.join(names)}: {variable}: {message}" for (variable, message), names in problems.items()
+        ] + plan.problems
         if lines:
             result.update(failed=True, problems=lines, msg=_message(lines))
             return result
@@ -85,21 +82,11 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
     }
     problems += _archive_problems(of_roles.get("lmstudio_archive"), of_roles.get("lmstudio_checksum"))
     listening = _gateway(of_roles) if gateway else None
+    guard = _guard(of_roles, variables, listening, problems) if listening else None
     limit = of_roles.get("mac_host_gpu_memory_limit_mb")
     has_key = bool(of_roles.get("litellm_master_key"))
     address = _plain(hostvars.get("ansible_host"))
-    return fleet_plan.Host(name, variables, address, listening, limit or None, has_key), problems
-
-
-def _missing_files(plan: fleet_plan.Plan) -> list[str]:
-    """Return what is missing on this controller of the model files that it is to send."""
-    planned = [*plan.hosts.values(), plan.model_cache]
-    files = {file["local"]: file for part in planned for file in part.get("models", []) if "local" in file}
-    return [
-        f"lmfleet_models.{file['name']}.source: {path}: no such file on this controller."
-        for path, file in files.items()
-        if not os.path.isfile(path)
-    ]
+    return fleet_plan.Host(name, variables, address, listening, guard, limit or None, has_key), problems
 
 
 def _archive_problems(archive: str | None, checksum: str | None) -> list[tuple[str, str]]:
@@ -134,6 +121,22 @@ def _gateway(of_roles: Mapping[str, Any]) -> dict[str, Any]:
         "port": value["litellm_port"],
         "address": value["litellm_address"],
         "domain": value["litellm_launchd_domain"],
+    }
+
+
+def _guard(
+    of_roles: Mapping[str, Any], variables: Mapping[str, Any], listening: Mapping, problems: list[tuple[str, str]]
+) -> dict[str, Any] | None:
+    """Return where the queue guard of a gateway listens, None without one: it follows a registry in a folder."""
+    if not variables["lmfleet_queue_guard"] or of_roles.get("gateway_deployments_registry") == "api":
+        return None
+    set_here = {variable: value for variable, value in of_roles.items() if value is not None}
+    value = {**fleet_schema.role_defaults(ROLES, "queue_guard"), **set_here}
+    problems += guard_settings.problems(value)
+    return {
+        "port": value["queue_guard_metrics_port"],
+        "address": value["queue_guard_metrics_address"],
+        "domain": listening["domain"],
     }
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 #: Prefix of every launchd label of an instance; what does not start with it is not ours.
 INSTANCE_LABEL_PREFIX = "lmfleet.instance."
 
+#: launchd label of the queue guard.
+GUARD_LABEL = "lmfleet.queue_guard"
+
 #: Lock file put into a folder while a module changes what is below it.
 LOCK_NAME = ".lmfleet.lock"
 

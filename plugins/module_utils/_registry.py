@@ -41,7 +41,7 @@ OPTIONAL_PARAMS = (
     "cooldown_time",
     "max_parallel_requests",
 )
-INFORMATION = ("host", "instance", "parallel", "parallel_limit", "max_input_tokens")
+INFORMATION = ("host", "instance", "status_url", "parallel", "parallel_limit", "max_input_tokens")
 FALLBACKS = ("fallbacks", "context_window_fallbacks")
 #: What a deployment needs to be one.
 DEFINITION = ("model_group", "model", "api_base")
@@ -391,7 +391,8 @@ def waiting_for(workers: Iterable[Worker], state: State, expected: int | None) -
 def _has_applied(worker: Worker, state: State) -> bool:
     if state.deployments is not None and worker.generation != state.deployments_generation:
         return False
-    return all(worker.paused_generations.get(owner) == held["generation"] for owner, held in state.pauses.items())
+    # An owner may have written again meanwhile: the queue guard renews its pauses.
+    return all(worker.paused_generations.get(owner, -1) >= held["generation"] for owner, held in state.pauses.items())
 
 
 def unknown_to(worker: Worker, state: State) -> list:

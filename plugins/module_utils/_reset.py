@@ -21,7 +21,7 @@ from typing import NamedTuple
 from ._command import run
 from ._files import exclusive, read_bytes, read_json, remove_file
 from ._launchd import SYSTEM_FOLDER, Domain, Launchctl
-from ._names import INSTANCE_LABEL_PREFIX, LOCK_NAME
+from ._names import GUARD_LABEL, INSTANCE_LABEL_PREFIX, LOCK_NAME
 
 LABEL_PREFIX = "lmfleet."
 GATEWAY_LABEL = "lmfleet.gateway"
@@ -31,7 +31,7 @@ INDEX = "models.json"
 #: A folder that is being deleted. A run that was killed while it did so leaves one behind.
 REMOVED = ".removed-"
 #: Folders that a module makes before it puts its lock into them.
-FOLDERS = ("llmster", "partial", "instances", "gateway")
+FOLDERS = ("llmster", "partial", "instances", "gateway", "queue_guard")
 FILES = ("instance_runner.py", "instance_runner.pyz", "model_server.py", LOCK_NAME)
 
 _END_SECONDS = 10.0
@@ -105,7 +105,7 @@ def is_ours(label: str, plist: object, root: str) -> bool:
         arguments = plist.get("ProgramArguments")
         words = [str(word) for word in (arguments if isinstance(arguments, list) else [])]
         words += [str(plist.get("Program") or ""), str(plist.get("WorkingDirectory") or "")]
-    of_a_root = label in (GATEWAY_LABEL, MODEL_CACHE_LABEL) or label.startswith(INSTANCE_LABEL_PREFIX)
+    of_a_root = label in (GATEWAY_LABEL, GUARD_LABEL, MODEL_CACHE_LABEL) or label.startswith(INSTANCE_LABEL_PREFIX)
     return not words or not of_a_root or any(word.startswith(root + "/") for word in words)
 
 
@@ -199,6 +199,8 @@ class Mac:
                 labels.setdefault(INSTANCE_LABEL_PREFIX + name, "")
         if os.path.isdir(os.path.join(self.root, "gateway")):
             labels.setdefault(GATEWAY_LABEL, "")
+        if os.path.isdir(os.path.join(self.root, "queue_guard")):
+            labels.setdefault(GUARD_LABEL, "")
         jobs = [Job(label, domain, labels[label], launchctl.job(label) is not None) for label in sorted(labels)]
         return [job for job in jobs if job.plist or job.loaded]
 

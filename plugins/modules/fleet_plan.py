@@ -45,8 +45,7 @@ options:
           source:
             description:
               - Where the model file comes from.
-                Exactly one of O(lmfleet_models.NAME.source.huggingface), O(lmfleet_models.NAME.source.url)
-                and O(lmfleet_models.NAME.source.path).
+                Exactly one of O(lmfleet_models.NAME.source.huggingface) and O(lmfleet_models.NAME.source.url).
             type: dict
             required: true
             suboptions:
@@ -68,13 +67,6 @@ options:
                 description:
                   - Address of the file; with O(lmfleet_models.NAME.source.files) that of the folder they are in.
                 type: str
-              path:
-                description:
-                  - Absolute path of the file on the controller; with O(lmfleet_models.NAME.source.files) that of the
-                    folder they are in. It is sent to each Mac that lacks it; with O(lmfleet_model_cache) only to that
-                    one, which serves it to the others.
-                  - The file has to be there in every run, also in one that sends nothing.
-                type: str
               sha256:
                 description:
                   - SHA-256 of the file, 64 hexadecimal digits. Hugging Face shows it on the file's page.
@@ -91,8 +83,7 @@ options:
                 suboptions:
                   file:
                     description:
-                      - The file inside the repository, or below O(lmfleet_models.NAME.source.url)
-                        or O(lmfleet_models.NAME.source.path).
+                      - The file inside the repository, or below O(lmfleet_models.NAME.source.url).
                     type: str
                     required: true
                   sha256:
@@ -303,6 +294,11 @@ options:
           - Port of the server, 1024 to 65535, unique on its Mac.
         type: int
         required: true
+      status_port:
+        description:
+          - Port at which the instance publishes its queues for the queue guard, read-only, at the address of the
+            server. 1000 above O(lmfleet_instances[].port) when it is not set. Not used without O(lmfleet_queue_guard).
+        type: int
       embeddings_only:
         description:
           - Whether the instance serves embeddings and nothing else. As soon as one instance of the fleet does,
@@ -393,6 +389,14 @@ options:
         or not to be had.
     type: bool
     default: false
+  lmfleet_queue_guard:
+    description:
+      - Whether this gateway runs the queue guard, see P(lmfleet.mac.queue_guard#role). It takes a deployment whose
+        queue grows too long out of service, and back when it has recovered. Where any gateway has it, every instance
+        publishes its queues at O(lmfleet_instances[].status_port).
+      - Gateways that keep their deployments in a database (C(gateway_deployments_registry=api)) have none.
+    type: bool
+    default: true
   lmfleet_all_gateways:
     description:
       - Whether a run stops when one of several gateways cannot be reached. Otherwise that one is left out, with all
@@ -450,13 +454,13 @@ hosts:
   contains:
     instances:
       description:
-        - The instances with name, port, address, url,
+        - The instances with name, port, address, url, status_port, status_url,
           and per loaded copy of a model its name, identifier, type, path, sha256, load settings,
           drafting model and deployment id.
       type: list
       elements: dict
     models:
-      description: The model files that the host needs, each with the model's name, path, url or local, and sha256.
+      description: The model files that the host needs, each with the model's name, path, url and sha256.
       type: list
       elements: dict
     domain:
@@ -471,6 +475,9 @@ hosts:
         - C(policy), C(reserve_mb), C(gpu_limit_mb) and C(declared) as the inventory has them,
           and C(wanted), which role P(lmfleet.mac.mac_host#role) asks the Mac for.
       type: dict
+    guard:
+      description: Whether the host runs the queue guard.
+      type: bool
     deployments:
       description: What the gateway of the host routes to. Only of gateways.
       type: list

@@ -158,6 +158,10 @@ options:
         description:
           - The instance that it is on, for those who look.
         type: str
+      status_url:
+        description:
+          - Where the instance publishes its queues, for a queue guard.
+        type: str
       parallel:
         description:
           - How many requests the backend serves at a time, for those who look.
@@ -381,6 +385,7 @@ DEPLOYMENT = {
     "max_input_tokens": {"type": "int", "no_log": False},
     "host": {"type": "str"},
     "instance": {"type": "str"},
+    "status_url": {"type": "str"},
     "parallel": {"type": "int"},
 }
 

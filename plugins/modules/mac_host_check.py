@@ -92,7 +92,7 @@ options:
         type: str
         required: true
       status:
-        description: The C(status.json) in which the job tells its pid and the port that it serves.
+        description: The C(status.json) in which the job tells its pid and the ports that it serves.
           V(~) is the home of the user. Where it agrees with launchd, nothing else has to be asked.
         type: str
   memory:
@@ -441,7 +441,8 @@ def _says_so_itself(wanted, job, user):
     status = _files.read_json(wanted["status"].replace("~", user["home"], 1))
     if not isinstance(status, dict) or status.get("state") != "ready" or status.get("pid") != job.pid:
         return False
-    return (status.get("address"), status.get("port")) == (wanted["address"], wanted["port"])
+    own = [(status.get("address"), status.get("port")), (status.get("status_address"), status.get("status_port"))]
+    return (wanted["address"], wanted["port"]) in own
 
 
 def _launchctl(kind, user):

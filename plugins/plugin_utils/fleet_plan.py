@@ -32,6 +32,9 @@ INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 # Of characters that need no escaping wherever a token goes, and long enough to be taken out of all that Ansible shows.
 API_TOKEN = re.compile(r"[A-Za-z0-9._~+/:=-]{8,}")
 
+#: The status of an instance is published so many ports above its own where nothing else is declared.
+STATUS_PORT_OFFSET = 1000
+
 
 @dataclass
 class Host:
@@ -41,6 +44,7 @@ class Host:
     variables: dict[str, Any]
     ansible_host: str | None = None
     gateway: dict[str, Any] | None = None  # port, address, domain of the gateway on this host
+    guard: dict[str, Any] | None = None  # metrics port and address, domain of the queue guard on this host
     gpu_memory_limit_mb: int | None = None  # what role mac_host is to set it to
     has_master_key: bool = False  # whether litellm_master_key is set
 
@@ -88,11 +92,13 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
             if not hosts[name].has_master_key
         )
     catalogue = _catalogue(hosts, plan.problems)
+    guarded = any(hosts[name].guard for name in gateways)
     for name in hosts:
         host = hosts[name]
         planned = {"instances": [], "models": [], "domain": host.variables["lmfleet_launchd_domain"]}
+        planned["guard"] = bool(host.guard)
         if name in macs:
-            planned["instances"] = _instances(host, catalogue, gateways, plan.problems)
+            planned["instances"] = _instances(host, catalogue, gateways, guarded, plan.problems)
             plan.token_hosts += [name] if host.variables["lmfleet_api_tokens"] else []
             used = {model["name"] for instance in planned["instances"] for model in instance["models"]}
             drafting = {model["draft"]["name"] for model in _loaded(planned) if model["draft"]}
@@ -242,7 +248,7 @@ def _draft_problems(name: str, load: Mapping[str, Any], catalogue: Mapping[str, 
 
 
 def _instances(
-    host: Host, catalogue: Mapping[str, Any], gateways: list[str], problems: list[str]
+    host: Host, catalogue: Mapping[str, Any], gateways: list[str], guarded: bool, problems: list[str]
 ) -> list[dict[str, Any]]:
     def report(where: str, what: str) -> None:
         problems.append(f"{host.name}: {where}: {what}")
@@ -260,7 +266,7 @@ def _instances(
             f"LM Studio has {MAX_INSTANCES} control ports. Load several models on one instead.",
         )
     bind_address = _bind_address(host, gateways, report)
-    _port_problems(host, declared, report)
+    _port_problems(host, declared, guarded, report)
     _token_problems(host, declared, report)
     for name, count in Counter(instance["name"] for instance in declared).items():
         if count > 1:
@@ -280,6 +286,7 @@ def _instances(
         # A server that listens everywhere is asked at loopback from its own Mac.
         local = "127.0.0.1" if bind_address in ("0.0.0.0", "::") else bind_address
         reached = bind_address if _is_loopback(bind_address) else host.address
+        status_port = _status_port(instance) if guarded else None
         planned.append(
             {
                 "name": instance["name"],
@@ -287,6 +294,8 @@ def _instances(
                 "address": bind_address,
                 "url": f"http://{_url_host(local)}:{instance['port']}",
                 "api_base": f"http://{_url_host(reached)}:{instance['port']}/v1",
+                "status_port": status_port,
+                "status_url": f"http://{_url_host(reached)}:{status_port}/status" if status_port else None,
                 "models": models,
                 "runtimes": _runtimes(instance, lambda what, where=where: report(where, what)),
             }
@@ -385,13 +394,26 @@ def _bind_address(host: Host, gateways: list[str], report) -> str:
     return bind_address
 
 
-def _port_problems(host: Host, declared: list[Mapping[str, Any]], report) -> None:
+def _status_port(instance: Mapping[str, Any]) -> int | None:
+    """Return the port of an instance's status; None where its own port is no port either."""
+    if instance["status_port"] is not None:
+        return instance["status_port"]
+    return instance["port"] + STATUS_PORT_OFFSET if isinstance(instance["port"], int) else None
+
+
+def _port_problems(host: Host, declared: list[Mapping[str, Any]], guarded: bool, report) -> None:
     users: dict[int, list[str]] = {}
     for instance in declared:
         if isinstance(instance["port"], int):
             users.setdefault(instance["port"], []).append(f"instance {instance['name']}")
+    for instance in declared if guarded else ():
+        port = _status_port(instance)
+        if port is not None:
+            users.setdefault(port, []).append(f"the status of instance {instance['name']} (status_port)")
     if host.gateway:
         users.setdefault(host.gateway["port"], []).append("the gateway (litellm_port)")
+    if host.guard:
+        users.setdefault(host.guard["port"], []).append("the queue guard (queue_guard_metrics_port)")
     for port, names in users.items():
         if len(names) > 1:
             report("lmfleet_instances", f"port {port} is used by {' and '.join(names)}. Give each a port of its own.")
@@ -426,8 +448,15 @@ def _ports(host: Host, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for instance in instances
     ]
+    ports += [
+        {**port, "port": instance["status_port"], "use": f"the status of instance {instance['name']}"}
+        for port, instance in zip(ports, instances, strict=True)
+        if instance["status_port"]
+    ]
     if host.gateway:
         ports.append({**host.gateway, "label": "lmfleet.gateway", "use": "the gateway"})
+    if host.guard:
+        ports.append({**host.guard, "label": "lmfleet.queue_guard", "use": "the metrics of the queue guard"})
     return ports
 
 
@@ -504,10 +533,7 @@ def _model_cache(hosts: Mapping[str, Host], macs: list[str], plan: Plan) -> dict
     for other in wanted:
         if other != name:
             plan.hosts[other]["models"] = [
-                {
-                    **{key: file[key] for key in ("name", "path", "sha256")},
-                    "url": f"http://{_url_host(host.address)}:{port}/{quote(file['path'])}",
-                }
+                {**file, "url": f"http://{_url_host(host.address)}:{port}/{quote(file['path'])}"}
                 for file in plan.hosts[other]["models"]
             ]
     return {

@@ -30,6 +30,7 @@ def deployment(
         "api_base": instance["api_base"],
         "host": host,
         "instance": instance["name"],
+        "status_url": instance.get("status_url"),
         "parallel": parallel,
         "weight": loaded["weight"],
         "order": loaded["order"],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from fleet_under_test import NETWORK, REPOSITORY, Run, chat
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
+GUARD_LOG = "/Users/admin/.lmfleet/queue_guard/guard.log"
 MASTER_KEY = "cat /Users/admin/.lmfleet/gateway/master_key"
 DEPLOYMENTS = {f"mac-{mac}-chat-{instance}-pretender" for mac in (1, 2) for instance in "ab"}
 
@@ -69,6 +71,49 @@ def test_every_deployment_of_a_group_gets_its_share(served):
         shares = collections.Counter(clients.map(one, range(200)))
     assert set(shares) == DEPLOYMENTS
     assert max(shares.values()) / min(shares.values()) <= 1.5, shares
+
+
+def test_a_deployment_whose_queue_grows_too_long_is_paused_and_comes_back(served):
+    slow = "mac-2-chat-b-pretender"
+    job = "system/lmfleet.queue_guard"
+
+    def until(condition, what):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, (what, served.paused_by_guard(), served.on("mac-1", f"cat {GUARD_LOG}"))
+            time.sleep(0.5)
+
+    def reached():
+        """Return the deployments that get requests now."""
+        found = set()
+        for _number in range(16):
+            with served.ask("/v1/chat/completions", chat("pretender", max_tokens=1)) as response:
+                found.add(response.headers["x-litellm-model-id"])
+        return found
+
+    def pid():
+        return re.search(r"\bpid = (\d+)", served.on("mac-1", f"launchctl print {job}"))
+
+    served.sandbox("knob", "mac-2", 'llmster.queue@chat-b={"pretender": 40}')
+    answers(served, slow)  # an idle instance would look at its queues every 30 seconds only
+    until(lambda: slow in served.paused_by_guard(), "it is paused")
+    pause = served.paused_by_guard()[slow]
+    assert re.fullmatch(r"queue 4\d is above 16 \(parallel 4\)", pause["reason"])
+    until(lambda: reached() == DEPLOYMENTS - {slow}, "all workers know")
+
+    before = pid()[1]
+    served.on("mac-1", f"kill -9 {before}", root=True)
+    until(lambda: pid() and pid()[1] != before, "launchd starts the guard again")
+    until(lambda: served.paused_by_guard().get(slow, pause)["until"] > pause["until"] + 10, "it renews the pause")
+    assert served.paused_by_guard()[slow]["since"] == pause["since"]
+
+    served.on("mac-1", f"launchctl bootout {job}", root=True)
+    until(lambda: reached() == DEPLOYMENTS, "its pauses end without it")
+    served.on("mac-1", "launchctl bootstrap system /Library/LaunchDaemons/lmfleet.queue_guard.plist", root=True)
+    until(lambda: slow in served.paused_by_guard(), "it is paused again")
+    served.sandbox("knob", "mac-2", "--clear")
+    until(lambda: not served.paused_by_guard(), "it comes back by itself")
+    assert reached() == DEPLOYMENTS
 
 
 def test_the_settings_of_a_model_arrive(served):

@@ -75,6 +75,7 @@ class Fleet:
             for group in ("all", "macs", "gateways")
         }
         self.variables["all"].update(sandbox_state=STATE, sandbox_mirror=f"http://{NETWORK}.1:8080")
+        self.variables["gateways"].update(queue_guard_interval=1, queue_guard_ttl=15)
         chat = {"name": "pretender"}
         self.variables["macs"]["lmfleet_instances"] = [
             {"name": "chat-a", "port": 1234, "models": [chat]},
@@ -144,6 +145,14 @@ class Fleet:
 
     def status(self, host: str, instance: str) -> dict:
         return json.loads(self.on(host, f"cat /Users/admin/.lmfleet/instances/{instance}/status.json"))
+
+    def paused_by_guard(self) -> dict:
+        """Return the pauses of the queue guard that hold."""
+        try:
+            text = self.on("mac-1", "cat /Users/admin/.lmfleet/gateway/registry/paused/guard.json")
+        except AssertionError:
+            return {}
+        return {name: pause for name, pause in json.loads(text)["paused"].items() if pause["until"] > time.time()}
 
     def daemons(self) -> dict[str, int]:
         """Return the pid of each instance's daemon and of the gateway."""

@@ -173,7 +173,12 @@ def test_what_runs_on_a_mac_imports_only_the_standard_library_and_ansible(path):
         for name in imported
         if name.partition(".")[0] not in sys.stdlib_module_names
         and not name.startswith(
-            ("instance_runner", "ansible.module_utils", "ansible_collections.lmfleet.mac.plugins.module_utils")
+            (
+                "instance_runner",
+                "queue_guard",
+                "ansible.module_utils",
+                "ansible_collections.lmfleet.mac.plugins.module_utils",
+            )
         )
     }
     # Apple's Python is older than these parts of the standard library.

@@ -248,6 +248,9 @@ class TestWaiting:
         state = state_with("a", pauses={"guard": ["a"]})
         assert registry.waiting_for([worker()], state, None) != ""
         assert registry.waiting_for([worker(paused_generations={"guard": 3})], state, None) == ""
+        # The guard has renewed its pauses since.
+        assert registry.waiting_for([worker(paused_generations={"guard": 4})], state, None) == ""
+        assert registry.waiting_for([worker(paused_generations={"guard": 2})], state, None) != ""
 
     def test_what_a_worker_does_not_know(self):
         assert registry.unknown_to(worker(), state_with("a", "b")) == ["b"]

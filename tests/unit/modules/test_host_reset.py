@@ -58,6 +58,8 @@ def program(*words):
     [
         ("lmfleet.instance.a", program("/usr/bin/python3", f"{ROOT}/instance_runner.py"), True),
         ("lmfleet.gateway", program("/usr/bin/python3", f"{ROOT}/gateway/gateway_runner.py", f"{ROOT}/gateway"), True),
+        ("lmfleet.queue_guard", program("/usr/bin/python3", f"{ROOT}/queue_guard/queue_guard.pyz"), True),
+        ("lmfleet.queue_guard", program("/usr/bin/python3", "/Users/eve/.lmfleet/queue_guard/queue_guard.pyz"), False),
         ("lmfleet.instance.a", program("/usr/bin/python3", "/Users/eve/.lmfleet/instance_runner.py"), False),
         ("lmfleet.instance.a", program(f"{ROOT}-other/x"), False),
         ("lmfleet.instance.a", None, True),

@@ -125,6 +125,15 @@ def test_a_job_that_reports_the_port_is_believed_only_where_launchd_agrees(
     assert result.get("failed", False) is not accepted
 
 
+def test_a_job_that_reports_that_it_publishes_its_status_there_is_believed(mac, capsys, taken_port, tmp_path):
+    report = {"pid": 10, "state": "ready", "address": "127.0.0.1", "port": 1}
+    wanted = [{**PORT, "port": taken_port, "status": str(tmp_path / "status.json")}]
+    for published, accepted in ((taken_port, True), (None, False)):
+        status = {**report, "status_address": published and "127.0.0.1", "status_port": published}
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        assert run(capsys, ports=wanted).get("failed", False) is not accepted
+
+
 @pytest.mark.parametrize(("user", "accepted"), [("own", True), ("other", False)])
 def test_the_port_of_an_instance_that_the_run_ends_is_free_for_another(
     mac, capsys, taken_port, tmp_path, user, accepted

@@ -20,7 +20,9 @@ MODELS = {
 }
 
 
-def host(name="mac-1", instances=None, models=None, gateway=None, ansible_host=None, has_master_key=False, **variables):
+def host(name="mac-1", instances=None, models=None, ansible_host=None, **other):
+    variables = {key: value for key, value in other.items() if key.startswith("lmfleet_")}
+    known = {key: value for key, value in other.items() if not key.startswith("lmfleet_")}
     declared = {
         "lmfleet_models": MODELS if models is None else models,
         "lmfleet_instances": instances or [],
@@ -31,7 +33,7 @@ def host(name="mac-1", instances=None, models=None, gateway=None, ansible_host=N
         value = declared.get(variable, option.get("default"))
         checked[variable], problems = (None, []) if value is None else validate(value, option, variable)
         assert problems == []
-    return Host(name, checked, ansible_host, gateway, has_master_key=has_master_key)
+    return Host(name, checked, ansible_host, **known)
 
 
 def instance(name="chat-a", port=1234, models=({"name": "chat"},)):
@@ -150,7 +152,7 @@ def test_a_mistake_in_the_instances_is_named_with_its_host(instances, words):
 
 SOURCE = MODELS["chat"]["source"]
 MODEL_MISTAKES = {
-    "no source": ({"source": {"sha256": SHA}}, ["exactly one", "has none"]),
+    "no source": ({"source": {"sha256": SHA}}, ["exactly one", "neither"]),
     "two sources": ({"source": {**SOURCE, "huggingface": "a/b", "file": "c"}}, ["exactly one", "huggingface and url"]),
     "a repository without file": ({"source": {"huggingface": "a/b", "sha256": SHA}}, ["source.file is missing"]),
     "a bad repository": ({"source": {"huggingface": "a", "file": "c", "sha256": SHA}}, ["publisher/repository"]),
@@ -313,6 +315,46 @@ def test_the_ports_of_a_host_are_listed_with_their_jobs():
     ]
 
 
+GUARD = {"port": 9405, "address": "127.0.0.1", "domain": "system"}
+
+
+def test_with_a_guard_every_instance_publishes_its_status_where_gateways_reach_it():
+    gateway = host(instances=[instance()], ansible_host="10.0.0.1", guard=GUARD)
+    other = {**instance(port=1240), "status_port": 3000}
+    outcome = plan(gateway, host("mac-2", [other], ansible_host="10.0.0.2"), host("gw-2"), gateways=("mac-1", "gw-2"))
+    assert [planned["guard"] for planned in outcome.hosts.values()] == [True, False, False]
+    found = {entry["host"]: entry["status_url"] for entry in outcome.deployments}
+    assert found == {"mac-1": "http://10.0.0.1:2234/status", "mac-2": "http://10.0.0.2:3000/status"}
+    assert outcome.hosts["mac-2"]["instances"][0]["status_port"] == 3000
+    ports = outcome.hosts["mac-1"]["ports"]
+    assert [(port["port"], port["label"]) for port in ports] == [
+        (1234, "lmfleet.instance.chat-a"),
+        (2234, "lmfleet.instance.chat-a"),
+        (9405, "lmfleet.queue_guard"),
+    ]
+    assert ports[1]["use"] == "the status of instance chat-a" and ports[1]["status"] == ports[0]["status"]
+
+
+def test_without_a_guard_nothing_is_published():
+    outcome = plan(host(instances=[{**instance(), "status_port": 3000}]))
+    assert outcome.deployments[0]["status_url"] is None
+    assert outcome.hosts["mac-1"]["instances"][0]["status_port"] is None
+
+
+@pytest.mark.parametrize(
+    ("instances", "guard", "words"),
+    [
+        ([instance(), instance("b", 2234)], GUARD, ["port 2234", "instance b", "the status of instance chat-a"]),
+        ([instance(port=65000)], GUARD, ["port 66000 of the status of instance chat-a (status_port)"]),
+        ([{**instance(), "status_port": 41343}], GUARD, ["port 41343", "control ports"]),
+        ([instance()], {**GUARD, "port": 1234}, ["the queue guard (queue_guard_metrics_port)"]),
+    ],
+)
+def test_a_port_of_the_status_or_the_guard_that_is_used_twice_is_named(instances, guard, words):
+    problem = only_problem(plan(host(instances=instances, guard=guard)))
+    assert problem.startswith("mac-1: ") and all(word in problem for word in words), problem
+
+
 DRAFTED = {**MODELS, "large": {"source": SOURCE, "load": {"draft_model": "chat", "parallel": 1}}}
 
 
@@ -400,21 +442,6 @@ def test_with_a_model_cache_the_others_fetch_from_it():
     assert outcome.hosts["mac-1"]["models"][0]["url"] == "http://files/chat.gguf"
     assert "lmfleet.model-cache" in [port["label"] for port in outcome.hosts["mac-1"]["ports"]]
     assert plan(*cached(lmfleet_model_cache="")).model_cache == {}
-
-
-def test_with_a_model_cache_a_file_of_the_controller_goes_to_that_one_only():
-    models = {"own": {"source": {"path": "/srv/own.gguf", "sha256": SHA}}}
-    serving = [instance(models=[{"name": "own"}])]
-    first, second = (
-        host(name, serving, models, ansible_host=f"10.0.0.{number}", lmfleet_model_cache="mac-1")
-        for number, name in enumerate(("mac-1", "mac-2"), start=1)
-    )
-    outcome = plan(first, second)
-    assert outcome.problems == []
-    (sent,) = outcome.model_cache["models"]
-    assert sent == {"name": "own", "path": "lmfleet/own/own.gguf", "local": "/srv/own.gguf", "sha256": SHA}
-    (fetched,) = outcome.hosts["mac-2"]["models"]
-    assert fetched.pop("url") == "http://10.0.0.1:8765/lmfleet/own/own.gguf" and "local" not in fetched
 
 
 def test_mistakes_with_the_model_cache():

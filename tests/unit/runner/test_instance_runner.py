@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 
@@ -104,6 +105,8 @@ def test_a_declaration():
         ({"purge": "yes"}, "purge must be true or false"),
         ({"runtimes": {"engine": 2}}, "runtimes must be an object of name and version"),
         ({"log_max_bytes": 0}, "log_max_bytes must be 1 or more"),
+        ({"status_port": 0}, "status_port must be a number"),
+        ({"status_port": 1, "status_address": 5}, "status_address is missing or of the wrong type"),
         ({"models": {}}, "models must be a list"),
         ({"models": [{"identifier": "x"}]}, "model x: path is missing"),
         ({"models": valid()["models"] * 2}, "identifier m is declared twice"),
@@ -168,6 +171,42 @@ def test_a_busy_model_is_asked_for_at_every_poll(instance):
     assert busy["models"][0]["status"] == "generating" and busy["unmanaged"] == ["x"] and busy["state"] == "ready"
     instance.knob(loaded=loaded)
     instance.until(lambda status: status["models"][0]["queued"] == 0 and not status["unmanaged"])
+
+
+def test_the_status_is_published_as_declared_and_changes_live(instance):
+    def told(port):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5) as answer:
+            return json.load(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as probe:
+        first, second = probe.getsockname()[1], taken.getsockname()[1]
+        probe.close()
+        instance.declare(status_port=first)
+        status = instance.start().ready()
+        assert (status["status_address"], status["status_port"]) == ("127.0.0.1", first)
+        assert told(first)["models"] == [{"identifier": "m", "loaded": True, "queued": 0, "parallel": 2}]
+        instance.declare(status_port=second)
+        blocked = instance.until(lambda status: status["state"] == "degraded")
+        assert f"cannot be published at 127.0.0.1:{second}" in blocked["error"] and blocked["status_port"] is None
+    instance.declare(status_port=None)
+    assert instance.ready()["status_port"] is None and instance.process.poll() is None
+    assert status["daemon_pid"] == instance.status()["daemon_pid"]
+
+
+def test_queues_are_looked_at_often_for_a_while_after_the_last_request(instance):
+    instance.start(BUSY_FOR=2.0).ready()
+    loaded = instance.fake()["loaded"]
+    instance.knob(loaded={"m": {**loaded["m"], "queued": 1}})
+    instance.until(lambda status: status["models"][0]["queued"] == 1)
+    instance.knob(loaded=loaded)
+    instance.until(lambda status: status["models"][0]["queued"] == 0)
+    asked = len(instance.calls("ps"))
+    deadline = time.monotonic() + 15
+    while len(instance.calls("ps")) < asked + 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    instance.knob(loaded={"m": {**loaded["m"], "queued": 1}})
+    instance.until(lambda status: status["models"][0]["queued"] == 1)
 
 
 def test_only_the_changed_models_are_loaded_again(instance):

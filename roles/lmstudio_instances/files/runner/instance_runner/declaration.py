@@ -27,7 +27,10 @@ class Model(NamedTuple):
 
 
 class Declaration(NamedTuple):
-    """instance.json; times in seconds. `generation` is the sha256 of its bytes, `api_token` "" for none."""
+    """instance.json; times in seconds. `generation` is the sha256 of its bytes, `api_token` "" for none.
+
+    Without a `status_port` the status is not published.
+    """
 
     name: str
     address: str
@@ -41,6 +44,8 @@ class Declaration(NamedTuple):
     purge: bool
     log_max_bytes: int
     log_keep: int
+    status_address: str
+    status_port: int | None
     runtimes: dict[str, str]
     api_token: str
     models: tuple[Model, ...]
@@ -113,6 +118,10 @@ def _options(data: dict[str, Any]) -> dict[str, Any]:
         values[name] = _checked({name: default, **data}, name, _COUNT, "")
         if values[name] < least:
             raise DeclarationError(f"{name} must be {least} or more")
+    port = values["status_port"] = data.get("status_port")
+    if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
+        raise DeclarationError(f"status_port must be a number from 1 to 65535, not {port!r}")
+    values["status_address"] = _checked({"status_address": data.get("address"), **data}, "status_address", _TEXT, "")
     return values
 
 

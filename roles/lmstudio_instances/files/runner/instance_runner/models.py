@@ -12,6 +12,7 @@ from .logs import log
 from .plan import Known, ModelPlan, differences, drift, known_from, load_arguments, plan_models
 
 IDLE_PS_INTERVAL = 30.0  # seconds between two `lms ps` while no request runs
+BUSY_FOR = 60.0  # seconds after the last request seen in which every poll asks `lms ps`
 RETRY_FIRST = 5.0  # seconds until a failed load is tried again, doubled each time up to RETRY_MOST
 RETRY_MOST = 300.0
 
@@ -44,6 +45,8 @@ class Models:
         self._served = served
         self._changed = changed
         self._next_look = 0.0
+        self._busy_until = 0.0
+        self.looked_at = time.monotonic()
         self.loaded: list[dict[str, Any]] = []
         self.known: dict[str, Known] = {}
         self.failures: dict[str, Failure] = {}
@@ -65,8 +68,11 @@ class Models:
         return sum(max(entry.get("queued") or 0, entry.get("status") not in (None, "idle")) for entry in self.loaded)
 
     def look_is_due(self) -> bool:
-        """Tell whether it is time to ask lms again: always when requests run, or when it did not tell."""
-        return bool(self.blind or self.queued() or time.monotonic() >= self._next_look)
+        """Tell whether it is time to ask lms again: always while requests run and for a while after it, or when it
+        did not tell.
+        """
+        now = time.monotonic()
+        return bool(self.blind or self.queued() or now < self._busy_until or now >= self._next_look)
 
     def look(self) -> bool:
         """Refresh what is loaded; return False, keeping the last known, when lms does not tell."""
@@ -78,10 +84,13 @@ class Models:
             log(f"lms ps: {self.blind}")
             return False
         self.blind = None
+        self.looked_at = time.monotonic()
         served = self._served() or {}
         self.loaded = [{**entry, "config": served.get(str(entry.get("identifier")))} for entry in entries]
         identifiers = {entry.get("identifier") for entry in entries}
         self.known = {name: known for name, known in self.known.items() if name in identifiers}
+        if self.queued():
+            self._busy_until = self.looked_at + BUSY_FOR
         self._adopt_late()
         return True
 

@@ -19,6 +19,7 @@ from .models import Models
 from .processes import Wakeups, is_orphan
 from .runtimes import Runtimes
 from .server import greets, port_trouble, served_models
+from .status_server import Publication
 
 EXIT_LOST = 1
 
@@ -40,6 +41,7 @@ class Runner:
         self.lms = Lms(places, self.pause)
         self.models = Models(self.ask, self._served_models, self.write_status)
         self.runtimes = Runtimes(self.ask)
+        self.publication = Publication()
         self.phase = "starting"
         self.error: str | None = None
         self.declaration_error: str | None = None
@@ -77,14 +79,20 @@ class Runner:
         """Return the state as status.json knows it."""
         if self.phase != "watching":
             return self.phase
-        if self.declaration_error or self.runtimes.problems or self.models.problems(self.declaration):
+        if self.declaration_error or self.problems():
             return "degraded"
         plan = self.models.plan(self.declaration)
         return "loading" if plan.load or plan.unload else "ready"
 
+    def problems(self) -> list[str]:
+        """Return in words what is not as declared."""
+        published = [self.publication.problem] if self.publication.problem else []
+        return [*self.runtimes.problems, *self.models.problems(self.declaration), *published]
+
     def write_status(self) -> None:
-        """Write status.json."""
-        problems = [*self.runtimes.problems, *self.models.problems(self.declaration)]
+        """Write status.json, and publish the part of it that others may see."""
+        self.publication.follow(self.declaration.status_address, self.declaration.status_port)
+        problems = self.problems()
         if self.declaration_error:
             problems.append(f"instance.json was changed and is invalid: {self.declaration_error}")
         status = {
@@ -96,6 +104,8 @@ class Runner:
             "control_port": self.daemon.control_port,
             "address": self.declaration.address,
             "port": self.declaration.port,
+            "status_address": self.publication.address,
+            "status_port": self.publication.port,
             "generation": self.declaration.generation,
             "state": self.state(),
             "error": "; ".join(problems) or self.error,
@@ -110,6 +120,7 @@ class Runner:
             write_atomically(self.places.status, status)
         except OSError as error:  # a full disk must not take the models down
             log(f"cannot write {self.places.status}: {error}")
+        self.publication.tell(status, self.models.looked_at)
 
     # Waiting
 
