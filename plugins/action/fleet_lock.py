@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import socket
 import time
 
@@ -28,7 +27,7 @@ class ActionModule(ActionBase):
         hostvars = task_vars["hostvars"]
         members = [host for group in ("macs", "gateways") for host in task_vars["groups"].get(group, [])]
         path = fleet_lock.lock_file(str(hostvars[host].get("ansible_host", host)) for host in members)
-        run_pid = os.getppid()
+        run_pid = fleet_lock.run_pid()
         holder = {
             "user": getpass.getuser(),
             "controller": socket.gethostname(),

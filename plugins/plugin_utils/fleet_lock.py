@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import select
 import subprocess
@@ -29,6 +30,15 @@ def lock_file(hosts: Iterable[str]) -> Path:
     """
     fleet = hashlib.sha256("\n".join(sorted(set(hosts))).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"lmfleet-{fleet}.lock"
+
+
+def run_pid() -> int:
+    """Return the process of ansible-playbook, which has started this worker.
+
+    After a kill -9 of it a worker goes on for a moment, a child of process 1, for which a lock would never end.
+    """
+    starter = multiprocessing.parent_process()
+    return starter.pid if starter else os.getppid()
 
 
 def take(path: Path, run_pid: int, timeout: float, holder: dict[str, str]) -> dict[str, str] | None:

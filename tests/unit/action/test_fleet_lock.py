@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import uuid
 
 import pytest
+from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_lock
 
 LOCK = {"lmfleet.mac.fleet_lock": {"timeout": 1}, "run_once": True}
 LONG = {"ansible.builtin.pause": {"seconds": 30}}
@@ -60,3 +62,17 @@ def test_another_fleet_has_another_lock(controller, inventory):
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
+
+
+def told_by_an_orphan(pids):
+    os.getppid = lambda: 1  # what it is told once its parent has been killed
+    pids.put(fleet_lock.run_pid())
+
+
+def test_a_worker_whose_run_was_killed_takes_no_lock_for_process_1():
+    fork = multiprocessing.get_context("fork")
+    pids = fork.SimpleQueue()
+    worker = fork.Process(target=told_by_an_orphan, args=(pids,))
+    worker.start()
+    assert pids.get() == os.getpid()
+    worker.join()

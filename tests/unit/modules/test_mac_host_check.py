@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 import time
 
@@ -139,7 +140,7 @@ def test_the_port_of_an_instance_that_the_run_ends_is_free_for_another(
     mac, capsys, taken_port, tmp_path, user, accepted
 ):
     """One is renamed, or two swap their ports: the listener is a child of a runner of the same user."""
-    home = os.path.expanduser("~") if user == "own" else "/Users/somebody"
+    home = pwd.getpwuid(os.getuid()).pw_dir if user == "own" else "/Users/somebody"
     mac.answers["lsof"] = (0, f"p21\ncllmster\nn127.0.0.1:{taken_port}\n")
     runner = f"20 /usr/bin/python3 {home}/.lmfleet/instance_runner.pyz {home}/.lmfleet/instances/old\n"
     mac.answers["ps"] = (0, f"10 1\n20 1\n21 20\n{runner}")

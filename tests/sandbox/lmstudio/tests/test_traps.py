@@ -580,7 +580,7 @@ def _slow(instance, parallel, speed=50):
 
 
 def test_queued_counts_running_and_waiting_and_the_slots_are_first_come_first_served(instance):
-    _slow(instance, 2)
+    _slow(instance, 2, speed=15)
     finished = []
 
     def ask(number):
