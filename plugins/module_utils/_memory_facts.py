@@ -169,7 +169,8 @@ class _Asking:
         }
 
     def estimate(self, key, load):
-        return parse_estimate(self._call(estimate_arguments(key, load))) if key else None
+        # What begins with "-" would be an option.
+        return parse_estimate(self._call(estimate_arguments(key, load))) if key and key[0] != "-" else None
 
 
 def estimate_arguments(key, load):

@@ -111,6 +111,8 @@ def _options(data: dict[str, Any]) -> dict[str, Any]:
     runtimes = values["runtimes"]
     if not isinstance(runtimes, dict) or not all(isinstance(version, str) for version in runtimes.values()):
         raise DeclarationError("runtimes must be an object of name and version, both text")
+    if any(name.startswith("-") for name in runtimes):
+        raise DeclarationError("runtimes: a name must not begin with '-': lms would take it for an option")
     values["api_token"] = data.get("api_token") or ""
     if not isinstance(values["api_token"], str):
         raise DeclarationError("api_token must be text")
@@ -142,4 +144,6 @@ def _checked(data: dict[str, Any], name: str, kinds: tuple[type, ...], where: st
     value = data.get(name)
     if not isinstance(value, kinds) or isinstance(value, bool) or value == "":
         raise DeclarationError(f"{where}{name} is missing or of the wrong type: {value!r}")
+    if str(value).startswith("-") and str in kinds:
+        raise DeclarationError(f"{where}{name} must not begin with '-': lms would take {value!r} for an option")
     return value

@@ -179,6 +179,9 @@ class Models:
         return True
 
     def _unload(self, identifier: str, timeout: float) -> None:
+        if identifier.startswith("-"):  # `lms unload -a` would unload everything
+            self._failed(identifier, "lms would take its name for an option; restart the instance to be rid of it")
+            return
         log(f"unloading {identifier}")
         answer = self._ask(["unload", identifier], timeout, refresh=True)
         if not self.look() or self.entry(identifier):
@@ -225,7 +228,10 @@ class Models:
             return None, f"lms ls: {answer.said()}"
         for entry in entries:
             if entry.get("path") == model.path and entry.get("deviceIdentifier") is None and entry.get("modelKey"):
-                return str(entry["modelKey"]), ""
+                key = str(entry["modelKey"])
+                if key.startswith("-"):
+                    return None, f"LM Studio lists {model.path} as {key!r}, which is no name that lms can be given"
+                return key, ""
         return None, f"LM Studio does not list {model.path}; is the file in the models folder?"
 
     def _failed(self, identifier: str, error: str, late: Model | None = None) -> None:
