@@ -15,12 +15,11 @@ import venv
 import pytest
 from ansible_collections.lmfleet.mac.plugins.module_utils._litellm import folder_name
 
-from traffic import Client, Traffic
+from traffic import SECONDS, Client, Traffic
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(900)]
 
 VARIABLES = {"litellm_workers": 2, "litellm_start_timeout": 180}
-SECONDS = float(os.environ.get("TRAFFIC_SECONDS", "0"))
 # Clients without a rest would take the processors from the release that starts.
 PAUSE = 0.0 if SECONDS else 0.3
 

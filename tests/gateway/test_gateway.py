@@ -17,7 +17,7 @@ import urllib.request
 import pytest
 
 from gateway_under_test import module
-from traffic import Traffic
+from traffic import SECONDS, Traffic
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -78,21 +78,23 @@ def test_no_request_is_lost_while_deployments_come_go_and_change(four, backends)
     for backend in backends:
         backend.chunk_seconds = 0.1
     a, b, c, d = (backend.deployment() for backend in backends)
+    began = time.monotonic()
     with Traffic(four.url, four.key, "chat") as traffic:
-        for deployments in (
-            [a, b],
-            [a, b, c, d],
-            [{**a, "weight": 3}, b],
-            [c, d],
-            [{**c, "id": "mac-c-2"}],
-            [a, b, c, d],
-        ):
-            four.declare(deployments)
+        while len(traffic.answers) < 96 or time.monotonic() < began + SECONDS:
+            for deployments in (
+                [a, b],
+                [a, b, c, d],
+                [{**a, "weight": 3}, b],
+                [c, d],
+                [{**c, "id": "mac-c-2"}],
+                [a, b, c, d],
+            ):
+                four.declare(deployments)
+                traffic.wait_for(12)
+            four.pause("rollout", "mac-a", "mac-b", "mac-c")
             traffic.wait_for(12)
-        four.pause("rollout", "mac-a", "mac-b", "mac-c")
-        traffic.wait_for(12)
-        four.pause("rollout")
-        traffic.wait_for(12)
+            four.pause("rollout")
+            traffic.wait_for(12)
     traffic.assert_none_failed(least=5)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import select
 import threading
 import time
@@ -23,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CLIENTS = 8
+# How long the clients ask at least while something is changed: TRAFFIC_SECONDS=60 for more than a look.
+SECONDS = float(os.environ.get("TRAFFIC_SECONDS", "0"))
 TIMEOUT = 60
 
 
