@@ -36,9 +36,12 @@ class ActionModule(ActionBase):
             for problem in found:
                 problems.setdefault(problem, []).append(name)
         plan = fleet_plan.plan_fleet(hosts, groups["macs"], groups["gateways"])
-        lines = [
-            f"{', '.join(names)}: {variable}: {message}" for (variable, message), names in problems.items()
-        ] + plan.problems
+        missing = [] if plan.problems else _missing_files(plan)
+        lines = (
+            [f"{', '.join(names)}: {variable}: {message}" for (variable, message), names in problems.items()]
+            + plan.problems
+            + missing
+        )
         if lines:
             result.update(failed=True, problems=lines, msg=_message(lines))
             return result
@@ -87,6 +90,17 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
     has_key = bool(of_roles.get("litellm_master_key"))
     address = _plain(hostvars.get("ansible_host"))
     return fleet_plan.Host(name, variables, address, listening, guard, limit or None, has_key), problems
+
+
+def _missing_files(plan: fleet_plan.Plan) -> list[str]:
+    """Return what is missing on this controller of the model files that it is to send."""
+    planned = [*plan.hosts.values(), plan.model_cache]
+    files = {file["local"]: file for part in planned for file in part.get("models", []) if "local" in file}
+    return [
+        f"lmfleet_models.{file['name']}.source: {path}: no such file on this controller."
+        for path, file in files.items()
+        if not os.path.isfile(path)
+    ]
 
 
 def _archive_problems(archive: str | None, checksum: str | None) -> list[tuple[str, str]]:

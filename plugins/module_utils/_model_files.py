@@ -25,13 +25,17 @@ class ModelError(Exception):
 
 
 class ModelFile(NamedTuple):
-    """A file to have: `path` below the models folder, `source` a URL or an absolute path, `size` in bytes or None."""
+    """A file to have: `path` below the models folder, `source` a URL or an absolute path, `size` in bytes or None.
+
+    With `local` the path is one on the controller, which sends the file.
+    """
 
     name: str
     path: str
     source: str
     sha256: str
     size: int | None
+    local: bool = False
 
 
 def checked_models(entries: list[dict]) -> list[ModelFile]:
@@ -50,10 +54,11 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
         same = seen.setdefault(path.lower(), entry)  # APFS ignores case
         if (same["path"], same["sha256"].lower()) != (path, entry["sha256"].lower()):
             raise ModelError(f"model {name}: path {path!r} is also that of model {same['name']}, with another content")
-        source = entry.get("url") or entry.get("src")
-        if not source or (entry.get("url") and entry.get("src")):
-            raise ModelError(f"model {name}: exactly one of url and src must say where {path} comes from")
-        files.append(ModelFile(name, path, source, entry["sha256"].lower(), entry.get("size")))
+        sources = [entry[kind] for kind in ("url", "src", "local") if entry.get(kind)]
+        if len(sources) != 1:
+            raise ModelError(f"model {name}: exactly one of url, src and local must say where {path} comes from")
+        local = bool(entry.get("local"))
+        files.append(ModelFile(name, path, sources[0], entry["sha256"].lower(), entry.get("size"), local))
     return files
 
 
@@ -139,7 +144,7 @@ class ModelFolder:
         """Raise ModelError when the disk cannot hold all of `files`; a size nobody knows counts as nothing."""
         needed = 0
         for file in files:
-            size = file.size if file.size is not None else size_of(file.source)
+            size = file.size if file.size is not None or file.local else size_of(file.source)
             part = self._part(file)
             have = os.path.getsize(part) if os.path.exists(part) else 0
             needed += max(0, (size or 0) - have)
@@ -153,14 +158,26 @@ class ModelFolder:
 
     def _part(self, file: ModelFile) -> str:
         # Named by content: what is there can be continued from any source that has the same file.
-        return os.path.join(self.partial, f"{file.sha256}.part")
+        return os.path.join(self.partial, f"{file.sha256}.{'sent' if file.local else 'part'}")
+
+    def to_send(self, files: list[ModelFile]) -> list[dict]:
+        """Return what the controller is to send before `files` can be fetched, each with name, local and to."""
+        sent = {}
+        for file in files:
+            part = self._part(file)
+            if file.local and not (os.path.exists(part) and os.path.getsize(part) == file.size):
+                sent[part] = {"name": file.name, "local": file.source, "to": os.path.abspath(part)}
+        return list(sent.values())
 
     def fetch(self, file: ModelFile, timeout: float) -> None:
         """Fetch, verify and put in place one file. Raises ModelError; `timeout` is seconds for the transfer."""
         part = self._part(file)
         path = self.path_of(file)
         try:
-            fetch(file.source, part, "sha256", file.sha256, timeout)
+            if file.local:
+                self._require_sent(file, part)
+            else:
+                fetch(file.source, part, "sha256", file.sha256, timeout)
         except ChecksumError as error:
             raise ModelError(f"model {file.name}: {error}") from None
         except DownloadError as error:
@@ -168,6 +185,15 @@ class ModelFolder:
         self._put_in_place(file, part, path)
         self._verified[file.path] = {**_entry(os.stat(path), file.sha256), "fetched": True}
         self._write_index()
+
+    @staticmethod
+    def _require_sent(file: ModelFile, part: str) -> None:
+        got = sha256_file(part)
+        if got != file.sha256:
+            remove_file(part)
+            raise ChecksumError(
+                f"{file.source} on the controller: wrong sha256: expected {file.sha256}, got {got}. Nothing was kept."
+            )
 
     def _put_in_place(self, file: ModelFile, part: str, path: str) -> None:
         make_directory(os.path.dirname(path))

@@ -45,7 +45,8 @@ options:
           source:
             description:
               - Where the model file comes from.
-                Exactly one of O(lmfleet_models.NAME.source.huggingface) and O(lmfleet_models.NAME.source.url).
+                Exactly one of O(lmfleet_models.NAME.source.huggingface), O(lmfleet_models.NAME.source.url)
+                and O(lmfleet_models.NAME.source.path).
             type: dict
             required: true
             suboptions:
@@ -67,6 +68,13 @@ options:
                 description:
                   - Address of the file; with O(lmfleet_models.NAME.source.files) that of the folder they are in.
                 type: str
+              path:
+                description:
+                  - Absolute path of the file on the controller; with O(lmfleet_models.NAME.source.files) that of the
+                    folder they are in. It is sent to each Mac that lacks it; with O(lmfleet_model_cache) only to that
+                    one, which serves it to the others.
+                  - The file has to be there in every run, also in one that sends nothing.
+                type: str
               sha256:
                 description:
                   - SHA-256 of the file, 64 hexadecimal digits. Hugging Face shows it on the file's page.
@@ -83,7 +91,8 @@ options:
                 suboptions:
                   file:
                     description:
-                      - The file inside the repository, or below O(lmfleet_models.NAME.source.url).
+                      - The file inside the repository, or below O(lmfleet_models.NAME.source.url)
+                        or O(lmfleet_models.NAME.source.path).
                     type: str
                     required: true
                   sha256:
@@ -460,7 +469,7 @@ hosts:
       type: list
       elements: dict
     models:
-      description: The model files that the host needs, each with the model's name, path, url and sha256.
+      description: The model files that the host needs, each with the model's name, path, url or local, and sha256.
       type: list
       elements: dict
     domain:

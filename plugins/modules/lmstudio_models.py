@@ -46,11 +46,19 @@ options:
         type: str
         required: true
       url:
-        description: Where the file comes from, as an http, https or file URL. Either this or O(models[].src).
+        description:
+          - Where the file comes from, as an http, https or file URL.
+            Exactly one of this, O(models[].src) and O(models[].local).
         type: str
       src:
         description: Absolute path of the file on this Mac; it is copied.
         type: path
+      local:
+        description:
+          - Absolute path of the file on the controller. It is sent to the Mac, into O(partial), if the Mac lacks it.
+            That takes a second call of the module, and the folder has to be writable for the user that Ansible logs
+            in as.
+        type: str
       sha256:
         description: The sha256 of the file, 64 hex digits.
         type: str
@@ -107,6 +115,10 @@ EXAMPLES = r"""
       - name: smollm2
         path: lmfleet/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
         url: http://mirror.example/models/SmolLM2-135M-Instruct.Q4_1.gguf
+        sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+      - name: own-model
+        path: lmfleet/own-model/own-model.gguf
+        local: /srv/models/own-model.gguf
         sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
       - name: nomic-embed
         path: nomic-ai/nomic-embed-text-v1.5/nomic-embed-text-v1.5.Q8_0.gguf
@@ -190,7 +202,10 @@ from ..module_utils._model_files import ModelError, ModelFile, ModelFolder, chec
 
 
 def ensure(module: AnsibleModule) -> dict:
-    """Return the results of the module; fetches what is missing unless in check mode."""
+    """Return the results of the module; fetches what is missing unless in check mode.
+
+    While files of the controller are not there yet, only `to_send` is returned, for the action plugin to send them.
+    """
     params = module.params
     files = checked_models(params["models"])
     folder = ModelFolder(params["directory"], params["index"], params["partial"], params["read_all"])
@@ -204,6 +219,9 @@ def ensure(module: AnsibleModule) -> dict:
         with exclusive(folder.partial, "lmstudio_models", params["lock_timeout"]):
             missing = folder.missing(files, remember=True)
             folder.require_space(missing)
+            to_send = folder.to_send(missing)
+            if to_send:
+                return {"changed": False, "to_send": to_send}
             for file in missing:
                 folder.fetch(file, params["timeout"])
     models = [_result(folder, file, {other.path for other in missing}, module.check_mode) for file in files]
@@ -289,6 +307,7 @@ def main() -> None:
                     "path": {"type": "str", "required": True},
                     "url": {"type": "str"},
                     "src": {"type": "path"},
+                    "local": {"type": "str"},
                     "sha256": {"type": "str", "required": True},
                     "size": {"type": "int"},
                 },
@@ -311,6 +330,8 @@ def main() -> None:
     )
     try:
         result = prune(module) if module.params["prune"] else ensure(module)
+        if "to_send" in result:
+            module.exit_json(**result)
         put_server(module, result)
         folder = ModelFolder(module.params["directory"], module.params["index"], module.params["partial"])
         result["undeclared"] = folder.undeclared(checked_models(module.params["models"]))

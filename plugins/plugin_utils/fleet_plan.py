@@ -533,7 +533,10 @@ def _model_cache(hosts: Mapping[str, Host], macs: list[str], plan: Plan) -> dict
     for other in wanted:
         if other != name:
             plan.hosts[other]["models"] = [
-                {**file, "url": f"http://{_url_host(host.address)}:{port}/{quote(file['path'])}"}
+                {
+                    **{key: file[key] for key in ("name", "path", "sha256")},
+                    "url": f"http://{_url_host(host.address)}:{port}/{quote(file['path'])}",
+                }
                 for file in plan.hosts[other]["models"]
             ]
     return {

@@ -19,7 +19,9 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf",
 
 
 def model_files(name: str, source: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the files of a sound model, each with name, path (publisher/name/file), url and sha256.
+    """Return the files of a sound model, each with name, path (publisher/name/file), url or local, and sha256.
+
+    `local` is an absolute path on the controller.
 
     The file that makes LM Studio list the model comes last: it never sees a model of which a file is missing.
     """
@@ -27,13 +29,14 @@ def model_files(name: str, source: Mapping[str, Any]) -> list[dict[str, Any]]:
         publisher = source["huggingface"].split("/")[0]
         base = f"https://huggingface.co/{source['huggingface']}/resolve/{source['revision']}"
     else:
-        publisher, base = PUBLISHER_OF_URLS, source["url"].rstrip("/")
+        publisher, base = PUBLISHER_OF_URLS, (source.get("path") or source["url"]).rstrip("/")
+    kind = "local" if source.get("path") else "url"
     files = [
         {
             "name": name,
             # The folder decides the key that LM Studio gives a model: one folder a model keeps the keys apart.
             "path": f"{publisher}/{name}/{_file_name(file['file'] or base)}",
-            "url": f"{base}/{file['file']}" if file["file"] else source["url"],
+            kind: f"{base}/{file['file']}" if file["file"] else source.get("path") or source["url"],
             "sha256": file["sha256"].lower(),
         }
         for file in _listed(source)
@@ -60,20 +63,28 @@ def model_on_disk(name: str, source: Mapping[str, Any]) -> dict[str, str]:
 
 def source_files(source: Mapping[str, Any]) -> list[str]:
     """Return the names of the files of a source, sound or not."""
-    places = [file.get("file") for file in source.get("files") or []] or [source.get("file") or source.get("url")]
+    places = [file.get("file") for file in source.get("files") or []] or [
+        source.get("file") or source.get("url") or source.get("path")
+    ]
     return [_file_name(place) for place in places if place]
 
 
 def source_problems(source: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with a source that its schema lets pass."""
-    given = [kind for kind in ("huggingface", "url") if source.get(kind)]
+    given = [kind for kind in ("huggingface", "url", "path") if source.get(kind)]
     if len(given) != 1:
-        yield f"source needs exactly one of huggingface and url, and has {' and '.join(given) or 'neither'}."
+        yield f"source needs exactly one of huggingface, url and path, and has {' and '.join(given) or 'none'}."
     elif given == ["huggingface"]:
         if not HUGGINGFACE_REPOSITORY.fullmatch(source["huggingface"]):
             yield f"source.huggingface must look like publisher/repository, not {source['huggingface']!r}."
         if not source.get("file") and not source.get("files"):
             yield "source.file is missing: name the file inside the repository, or several in source.files."
+    elif given == ["path"]:
+        if not re.fullmatch(r"(/[^/?#:*\"<>|\\\x00-\x1f]+)+/?", source["path"]):
+            yield (
+                f"source.path must be the absolute path of a file on the controller, not {source['path']!r}. "
+                "With source.files it is that of their folder."
+            )
     elif not re.match(r"https?://[^/]+/.", source["url"]) or not _file_name(source["url"]):
         yield f"source.url must be an http or https address of a file, not {source['url']!r}."
     if source.get("files"):
@@ -93,7 +104,7 @@ def _files_problems(source: Mapping[str, Any]) -> Iterator[str]:
     for file in source["files"]:
         # What the schema has found wrong with a file is reported already.
         if file.get("file") and not re.fullmatch(r"(?!.*(^|/)\.{0,2}(/|$))[^\\?#:*\"<>|\s]+", file["file"]):
-            yield f"source.files: {file['file']!r} must be the name of a file, below the repository or source.url."
+            yield f"source.files: {file['file']!r} must be the name of a file, below the repository, url or path."
         if file.get("sha256") and not SHA256.fullmatch(file["sha256"]):
             yield f"source.files: {file.get('file')}: sha256 must be 64 hexadecimal digits, not {file['sha256']!r}."
     names = [_file_name(file["file"]) for file in source["files"] if file.get("file")]
@@ -140,7 +151,7 @@ def _listed_by(names: list[str]) -> str:
 def _listed(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if source.get("files"):
         return source["files"]
-    # A url is that of the file itself.
+    # A url or path is that of the file itself.
     return [{"file": source["file"] if source["huggingface"] else None, "sha256": source["sha256"]}]
 
 

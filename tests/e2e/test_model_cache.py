@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A model is fetched once for the whole fleet, and what is no longer declared goes when that is asked for."""
+"""A model is fetched once for the fleet, or sent once, and what is no longer declared goes when that is asked for."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ PARTS = ("fake-00001-of-00002.gguf", "fake-00002-of-00002.gguf")
 
 @pytest.fixture(scope="module")
 def internet(fleet):
-    """A server that counts how often each file was fetched: a split model, and one that will go."""
+    """A server that counts how often each file of a split model was fetched."""
     content = {
         f"/split/{PARTS[0]}": WEIGHTS.read_bytes(),
         f"/split/{PARTS[1]}": b"second part",
-        "/old.gguf": WEIGHTS.read_bytes(),
     }
     fetched = collections.Counter()
 
@@ -64,7 +63,7 @@ def cached(fleet, internet):
     files = [{"file": name, "sha256": internet.sha256[f"/split/{name}"]} for name in PARTS]
     fleet.variables["all"]["lmfleet_models"] = {
         "split": {"source": {"url": f"{internet.url}/split", "files": files}},
-        "old": {"source": {"url": f"{internet.url}/old.gguf", "sha256": internet.sha256["/old.gguf"]}},
+        "old": {"source": {"path": str(WEIGHTS), "sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()}},
     }
     fleet.variables["all"]["lmfleet_model_cache"] = "mac-1"
     fleet.variables["macs"]["lmfleet_instances"] = [{"name": "chat-a", "port": 1234, "models": [{"name": "split"}]}]
@@ -84,11 +83,11 @@ def models(fleet, host: str) -> set[str]:
 
 def test_each_file_comes_from_the_internet_once(cached, internet):
     assert dict(internet.fetched) == dict.fromkeys(internet.sha256, 1)
-    paths = {f"{MODELS}/lmfleet/split/{name}" for name in PARTS} | {f"{MODELS}/lmfleet/old/old.gguf"}
+    paths = {f"{MODELS}/lmfleet/split/{name}" for name in PARTS} | {f"{MODELS}/lmfleet/old/{WEIGHTS.name}"}
     assert models(cached, "mac-1") == models(cached, "mac-2") == paths
     assert [model["path"] for model in cached.status("mac-2", "chat-a")["models"]] == [
         f"lmfleet/split/{PARTS[0]}",
-        "lmfleet/old/old.gguf",
+        f"lmfleet/old/{WEIGHTS.name}",
     ]
     assert cached.play("--limit", "macs").succeeded().changed == {"mac-1": 0, "mac-2": 0}
 
@@ -112,7 +111,7 @@ def test_a_cache_that_is_down_is_named(cached, tmp_path):
 
 
 def test_prune_removes_what_is_no_longer_declared_everywhere(cached, internet):
-    old = f"{MODELS}/lmfleet/old/old.gguf"
+    old = f"{MODELS}/lmfleet/old/{WEIGHTS.name}"
     del cached.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["lmfleet_instances"]
     del cached.variables["all"]["lmfleet_models"]["old"]
     cached.play("--limit", "macs").succeeded()

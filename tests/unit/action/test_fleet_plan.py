@@ -61,6 +61,14 @@ def test_all_problems_come_in_one_message(controller, inventory):
         assert words in output, output
 
 
+def test_a_model_file_that_the_controller_lacks_is_told(controller, inventory, tmp_path):
+    file = tmp_path / "own.gguf"
+    inventory["all"]["vars"]["lmfleet_models"]["chat"]["source"] = {"path": str(file), "sha256": "a" * 64}
+    output = controller(inventory, [PLAN]).communicate(timeout=60)[0]
+    assert f"lmfleet_models.chat.source: {file}: no such file on this controller." in output
+    assert "1 problem in the inventory" in output
+
+
 def test_doubts_come_as_one_warning_and_stop_nothing(controller, inventory):
     inventory["all"]["vars"]["lmfleet_models"]["chat"]["load"] = {"draft_mtp": True, "parallel": 2}
     run = controller(inventory, [PLAN])

@@ -140,8 +140,8 @@ def test_one_path_with_two_contents_is_refused(run, model):
         ({"path": "../../f"}, "must be publisher/name/file"),
         ({"path": "a//f"}, "must be publisher/name/file"),
         ({"sha256": "abc"}, "64 hex digits"),
-        ({"url": None}, "exactly one of url and src"),
-        ({"src": "/x"}, "exactly one of url and src"),
+        ({"url": None}, "exactly one of url, src and local"),
+        ({"src": "/x"}, "exactly one of url, src and local"),
         ({"url": "file:///nowhere"}, "model m: cannot fetch file:///nowhere: No such file"),
     ],
 )

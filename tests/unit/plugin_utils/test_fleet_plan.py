@@ -152,7 +152,7 @@ def test_a_mistake_in_the_instances_is_named_with_its_host(instances, words):
 
 SOURCE = MODELS["chat"]["source"]
 MODEL_MISTAKES = {
-    "no source": ({"source": {"sha256": SHA}}, ["exactly one", "neither"]),
+    "no source": ({"source": {"sha256": SHA}}, ["exactly one", "has none"]),
     "two sources": ({"source": {**SOURCE, "huggingface": "a/b", "file": "c"}}, ["exactly one", "huggingface and url"]),
     "a repository without file": ({"source": {"huggingface": "a/b", "sha256": SHA}}, ["source.file is missing"]),
     "a bad repository": ({"source": {"huggingface": "a", "file": "c", "sha256": SHA}}, ["publisher/repository"]),
@@ -442,6 +442,21 @@ def test_with_a_model_cache_the_others_fetch_from_it():
     assert outcome.hosts["mac-1"]["models"][0]["url"] == "http://files/chat.gguf"
     assert "lmfleet.model-cache" in [port["label"] for port in outcome.hosts["mac-1"]["ports"]]
     assert plan(*cached(lmfleet_model_cache="")).model_cache == {}
+
+
+def test_with_a_model_cache_a_file_of_the_controller_goes_to_that_one_only():
+    models = {"own": {"source": {"path": "/srv/own.gguf", "sha256": SHA}}}
+    serving = [instance(models=[{"name": "own"}])]
+    first, second = (
+        host(name, serving, models, ansible_host=f"10.0.0.{number}", lmfleet_model_cache="mac-1")
+        for number, name in enumerate(("mac-1", "mac-2"), start=1)
+    )
+    outcome = plan(first, second)
+    assert outcome.problems == []
+    (sent,) = outcome.model_cache["models"]
+    assert sent == {"name": "own", "path": "lmfleet/own/own.gguf", "local": "/srv/own.gguf", "sha256": SHA}
+    (fetched,) = outcome.hosts["mac-2"]["models"]
+    assert fetched.pop("url") == "http://10.0.0.1:8765/lmfleet/own/own.gguf" and "local" not in fetched
 
 
 def test_mistakes_with_the_model_cache():

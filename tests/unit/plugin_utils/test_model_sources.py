@@ -12,7 +12,7 @@ from ansible_collections.lmfleet.mac.plugins.plugin_utils.model_sources import (
     source_problems,
 )
 
-EMPTY = {"huggingface": None, "file": None, "revision": "main", "url": None, "sha256": None, "files": []}
+EMPTY = {"huggingface": None, "file": None, "revision": "main", "url": None, "path": None, "sha256": None, "files": []}
 PARTS = [f"q4/big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
 MLX = ["config.json", "tokenizer.json", "model.safetensors"]
 
@@ -50,6 +50,17 @@ def test_an_mlx_model_is_known_by_its_folder():
     assert model_on_disk("m", declared)["path"] == "lmfleet/m"
 
 
+def test_files_of_the_controller():
+    declared = {**EMPTY, "path": "/srv/own.gguf", "sha256": "A" * 64}
+    assert list(source_problems(declared)) == []
+    assert model_files("m", declared) == [
+        {"name": "m", "path": "lmfleet/m/own.gguf", "local": "/srv/own.gguf", "sha256": "a" * 64}
+    ]
+    declared = source(*MLX, huggingface=None, path="/srv/mlx/")
+    assert list(source_problems(declared)) == []
+    assert model_files("m", declared)[-1]["local"] == "/srv/mlx/config.json"
+
+
 def test_the_checksum_of_several_files_tells_each_change_and_no_order():
     one = model_on_disk("m", source(*PARTS))["sha256"]
     assert one == model_on_disk("m", source(*reversed(PARTS)))["sha256"]
@@ -73,6 +84,10 @@ def test_the_checksum_of_several_files_tells_each_change_and_no_order():
         (source("a.gguf", file="b.gguf", sha256="a" * 64), "remove source.file and source.sha256"),
         (source("a.gguf", huggingface=None, url="http://files/x?y"), "address of the folder"),
         ({**source(), "files": [{"file": "a.gguf", "sha256": "abc"}]}, "a.gguf: sha256 must be 64"),
+        ({**EMPTY, "path": "own.gguf", "sha256": "a" * 64}, "absolute path of a file on the controller"),
+        ({**EMPTY, "path": "/own.gguf?x", "sha256": "a" * 64}, "absolute path of a file on the controller"),
+        ({**EMPTY, "path": "/own.gguf", "url": "http://files/a.gguf", "sha256": "a" * 64}, "and has url and path"),
+        ({**EMPTY, "path": "/own.gguf"}, "source.sha256 is missing"),
         ({**EMPTY, "url": "http://files/a.gguf"}, "source.sha256 is missing"),
         (source(), "source.file is missing"),
     ],
