@@ -60,6 +60,12 @@ bench-gateway: ## what 500 deployments cost a gateway, with the real LiteLLM
 	tools/setup.sh dev
 	.venv/bin/python tests/bench/bench_gateway.py
 
+.PHONY: bench-guard
+bench-guard: ## a slow backend with the queue guard and without, and what the guard costs
+	tools/setup.sh dev
+	.venv/bin/python tests/bench/bench_guard.py --plot docs/queue-guard.png
+	.venv/bin/python tests/bench/bench_guard.py --poll 200
+
 .PHONY: build
 build: ## the collection as an archive, in build/
 	tools/setup.sh controller
