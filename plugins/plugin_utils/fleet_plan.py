@@ -549,19 +549,6 @@ def _model_cache(hosts: Mapping[str, Host], macs: list[str], plan: Plan) -> dict
     }
 
 
-def _deployment(host: str, instance: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": model["deployment_id"],
-        "model_group": model["name"],
-        "model": model["identifier"],
-        "mode": "embedding" if model["type"] == "embedding" else "chat",
-        "api_base": instance["api_base"],
-        "host": host,
-        "instance": instance["name"],
-        "parallel": model["load"].get("parallel"),
-    }
-
-
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)

@@ -124,7 +124,7 @@ async def _read(status: bytes, reader: asyncio.StreamReader) -> tuple[Any, bool]
 
 async def _headers(reader: asyncio.StreamReader) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
-    for _ in range(MOST_HEADERS):
+    for _number in range(MOST_HEADERS):
         line = await reader.readline()
         if not line.endswith(b"\n"):
             raise AskError("the answer ends within its headers")
