@@ -47,13 +47,12 @@ class Gateway:
         self.key = (root / "master_key").read_text().strip()
         folder = Path(tempfile.mkdtemp(dir=root))
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / "lmfleet_registry.py").symlink_to(root / "lmfleet_registry.py")
-        script = f"set -a; . {root}/gateway.env; exec {root}/current/bin/litellm --config config.yaml"
-        environment = {
-            "HOME": str(root),
-            "PATH": "/usr/bin:/bin",
-            **({"LMFLEET_REGISTRY": registry} if registry else {}),
-        }
+        release = root / "current"
+        (folder / "lmfleet_registry.py").symlink_to(release / "lmfleet_registry.py")
+        # The settings of the release, but for its registry.
+        choose = f"LMFLEET_REGISTRY={registry}" if registry else "unset LMFLEET_REGISTRY"
+        script = f"set -a; . {release}/gateway.env; {choose}; exec {release}/venv/bin/litellm --config config.yaml"
+        environment = {"HOME": str(root), "PATH": "/usr/bin:/bin"}
         self.log = (folder / "log").open("w")
         self.process = subprocess.Popen(
             ["sh", "-c", f"{script} --host 127.0.0.1 --port {self.port} --num_workers 1"],
