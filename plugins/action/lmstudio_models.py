@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the lmfleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sends model files of the controller to a Mac that lacks them. Where none is missing the module is called once."""
+"""Calls the module only where something may have to be done, and sends a Mac the files of the controller it lacks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import os
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible_collections.lmfleet.mac.plugins.module_utils._model_files import ModelError, checked_models, settled
+
+#: Options that want more than a look at what was verified before.
+_MORE = ("index", "partial", "prune", "read_all", "server")
 
 
 class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
+        found = arguments.pop("found", None) or {}
         if isinstance(arguments.get("models"), list):
             arguments["models"] = [_with_size(model) for model in arguments["models"]]
+        known = self._known(found, arguments)
+        if known:
+            return {**result, **known}
         told = self._execute_module(module_args=arguments, task_vars=task_vars)
         to_send = told.get("to_send")
         if not to_send:
@@ -31,6 +39,16 @@ class ActionModule(ActionBase):
             names = ", ".join(file["local"] for file in told["to_send"])
             return {**result, "failed": True, "msg": f"{names}: not whole after it was sent; run again."}
         return {**result, **told}
+
+    @staticmethod
+    def _known(found: dict, arguments: dict) -> dict | None:
+        """Return the result of the module if `found` shows that it would change nothing."""
+        if any(arguments.get(name) for name in _MORE):
+            return None
+        try:
+            return settled(found, arguments["directory"], checked_models(arguments["models"]))
+        except (ModelError, KeyError, TypeError, AttributeError):
+            return None  # the module tells what is wrong
 
 
 def _with_size(model):

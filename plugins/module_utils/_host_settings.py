@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 from typing import NamedTuple
 
@@ -119,6 +120,9 @@ def look(wanted: Wanted, limit_mb: int) -> Actual:
     """Return how the Mac is set. Changes nothing and needs no root. `limit_mb` is what sysctl has told."""
     power = parse_power(run(["/usr/bin/pmset", "-g", "custom"], _TIMEOUT).out) if wanted.power else {}
     launchctl = _launchctl()
+    # Without its file the job is gone at the latest after the next boot, so launchd need not be asked.
+    if wanted.limit_mb is None and not os.path.exists(launchctl.domain.plist_path(LABEL)):
+        return Actual(power, limit_mb, [])
     actions = converge(launchctl, [_service(wanted)], True, _JOB_TIMEOUT)[0].actions
     if wanted.limit_mb is not None and LABEL in launchctl.disabled():
         actions = [*actions, "enable"]

@@ -8,16 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from typing import NamedTuple
 
 from ._download import ChecksumError, DownloadError, fetch, free_bytes, is_digest, size_of
-from ._files import atomic_write, canonical_json, make_directory, owner_for, read_json, remove_file, sha256_file
+from ._files import atomic_write, canonical_json, make_directory, owner_for, remove_file, sha256_file
+from ._model_index import INDEX, is_place, is_unchanged, read_index, stamp, unchanged
 
 #: Bytes that must stay free on the disk after everything was fetched.
 RESERVE = 1 << 30
-
-_PART = re.compile(r"[^/\\:*?\"<>|\x00-\x1f]+")
 
 
 class ModelError(Exception):
@@ -47,7 +45,7 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
     seen: dict[str, dict] = {}
     for entry in entries:
         name, path = entry["name"], entry["path"]
-        if not _is_place(path):
+        if not is_place(path):
             raise ModelError(f"model {name}: path {path!r} must be publisher/name/file")
         if not is_digest(entry["sha256"], 64):
             raise ModelError(f"model {name}: sha256 must be 64 hex digits")
@@ -62,6 +60,28 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
     return files
 
 
+def settled(found: dict, directory: str, files: list[ModelFile]) -> dict | None:
+    """Return the result of the module when `found` (`_model_index.standing`) shows every one of `files`, else None."""
+    there = found.get("files") or {}
+    verified = {path: one["sha256"] for path, one in there.items()}
+    if found.get("directory") != directory or any(verified.get(file.path) != file.sha256 for file in files):
+        return None
+    declared = {file.path for file in files}
+    return {
+        "changed": False,
+        "models": [
+            {"name": file.name, "path": file.path, "state": "present", "bytes": there[file.path]["bytes"]}
+            for file in files
+        ],
+        "diff": [],
+        "removed": [],
+        "undeclared": [path for path, one in there.items() if one["fetched"] and path not in declared],
+        "directory": directory,
+        "server": found["server"],
+        "user": found["user"],
+    }
+
+
 class ModelFolder:
     """The files on disk, and the index of what was verified: {path: {size, mtime_ns, sha256}}."""
 
@@ -70,14 +90,13 @@ class ModelFolder:
     ) -> None:
         beside = os.path.dirname(os.path.abspath(directory))
         self.directory = directory
-        self.index = index or os.path.join(beside, "models.json")
+        self.index = index or os.path.join(beside, INDEX)
         self.partial = partial or os.path.join(beside, "partial")
         #: Whether files are read though size and time are as in the index.
         self.read_all = read_all
         #: sha256 of files that were found with another content than declared, by path.
         self.seen: dict[str, str] = {}
-        stored = read_json(self.index)
-        self._verified: dict = stored if isinstance(stored, dict) else {}
+        self._verified = read_index(self.index)
 
     def path_of(self, file: ModelFile) -> str:
         return os.path.join(self.directory, *file.path.split("/"))
@@ -101,8 +120,7 @@ class ModelFolder:
         except (FileNotFoundError, NotADirectoryError):
             return False
         entry = self._verified.get(file.path)
-        known = isinstance(entry, dict) and (entry.get("size"), entry.get("mtime_ns")) == _stamp(info)
-        if self.read_all or not known:
+        if self.read_all or not is_unchanged(entry, info):
             before, entry = entry, _entry(info, sha256_file(path))
             # Touched, it is still the file that was fetched; with another content it is somebody else's.
             if isinstance(before, dict) and before.get("fetched") and before.get("sha256") == entry["sha256"]:
@@ -116,15 +134,8 @@ class ModelFolder:
     def undeclared(self, files: list[ModelFile]) -> list[str]:
         """Return the paths of files that were fetched here, are still that, and are not among `files`."""
         declared = {file.path for file in files}
-        found = []
-        for path, entry in sorted(self._verified.items()):
-            if path in declared or not _is_place(path) or not isinstance(entry, dict) or not entry.get("fetched"):
-                continue
-            with contextlib.suppress(OSError):
-                info = os.stat(os.path.join(self.directory, *path.split("/")))
-                if (entry.get("size"), entry.get("mtime_ns")) == _stamp(info):
-                    found.append(path)
-        return found
+        there = unchanged(self.directory, self._verified)
+        return [path for path, entry in there.items() if entry.get("fetched") and path not in declared]
 
     def remove(self, path: str) -> None:
         """Remove a file, its entry of the index, and the folders that it leaves empty."""
@@ -213,14 +224,6 @@ class ModelFolder:
             ) from None
 
 
-def _is_place(path: str) -> bool:
-    parts = path.split("/")
-    return len(parts) == 3 and all(_PART.fullmatch(part) and part not in (".", "..") for part in parts)
-
-
-def _stamp(info: os.stat_result) -> tuple[int, int]:
-    return info.st_size, info.st_mtime_ns
-
-
 def _entry(info: os.stat_result, sha256: str) -> dict:
-    return {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "sha256": sha256}
+    size, mtime_ns = stamp(info)
+    return {"size": size, "mtime_ns": mtime_ns, "sha256": sha256}

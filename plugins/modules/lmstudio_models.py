@@ -17,6 +17,7 @@ description:
     Studio watches. A download that was cut off is continued, within a run and by the next run.
   - Answers of a server that may pass (500 and the like), broken and stalled connections are tried again a few times.
   - What was verified once is not read again as long as its size and time stay the same.
+  - With O(found) a Mac that has all files is not asked again.
 attributes:
   check_mode:
     description: Tells which files would be fetched, without fetching them or writing the index.
@@ -66,6 +67,12 @@ options:
       size:
         description: Size in bytes, where known. Without it the server is asked before a download.
         type: int
+  found:
+    description:
+      - What M(lmfleet.mac.mac_host_check) has just told in C(facts.lmstudio.models). Where it shows that there is
+        nothing to fetch, the Mac is not asked again. It is not used with the options that want more than that look,
+        which are O(index), O(partial), O(prune), O(read_all) and O(server).
+    type: dict
   index:
     description: File that remembers what was verified. Default is C(models.json) beside the models folder.
     type: path
@@ -199,6 +206,7 @@ from ..module_utils._files import (
 )
 from ..module_utils._loaded_models import LoadedError, loaded_models
 from ..module_utils._model_files import ModelError, ModelFile, ModelFolder, checked_models
+from ..module_utils._model_index import SERVER
 
 
 def ensure(module: AnsibleModule) -> dict:
@@ -231,7 +239,7 @@ def ensure(module: AnsibleModule) -> dict:
 
 def put_server(module: AnsibleModule, result: dict) -> None:
     """Have the program that serves the folder, and tell where it is."""
-    path = os.path.join(os.path.dirname(os.path.abspath(module.params["directory"])), "model_server.py")
+    path = os.path.join(os.path.dirname(os.path.abspath(module.params["directory"])), SERVER)
     before, after = read_bytes(path), module.params["server"]
     if after is None or (before is not None and before == after.encode()):
         result["server"] = path if before is not None else None
@@ -320,6 +328,7 @@ def main() -> None:
                     "lms": {"type": "path", "required": True},
                 },
             },
+            "found": {"type": "dict"},
             "index": {"type": "path"},
             "partial": {"type": "path"},
             "read_all": {"type": "bool", "default": False},

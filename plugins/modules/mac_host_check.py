@@ -199,7 +199,8 @@ facts:
       type: dict
     lmstudio:
       description: The C(versions) of LM Studio on disk, C(leftovers) of installs that were cut off, and the C(selected)
-        one with version, sha512, home, llmster and lms. Empty without O(llmster_directory).
+        one with version, sha512, home, llmster and lms, and C(models), the verified files in the folder C(models)
+        beside O(llmster_directory). Empty without O(llmster_directory).
       type: dict
     desktop:
       description: With O(llmster_directory), LM Studio that is not of this collection. C(apps), the desktop apps,
@@ -232,7 +233,18 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import _command, _desktop, _files, _host_settings, _launchd, _mac, _memory_facts, _ports, _versions
+from ..module_utils import (
+    _command,
+    _desktop,
+    _files,
+    _host_settings,
+    _launchd,
+    _mac,
+    _memory_facts,
+    _model_index,
+    _ports,
+    _versions,
+)
 from ..module_utils._launchd import LaunchdError
 
 _COMMAND_TIMEOUT = 30  # seconds
@@ -334,11 +346,12 @@ def _facts(module):
     facts.update(_sysctl())
     if module.params["llmster_directory"]:
         llmster = _below_home(module.params["llmster_directory"], user)
-        facts["lmstudio"] = _versions.standing(llmster)
+        root = os.path.dirname(llmster)
+        facts["lmstudio"] = {**_versions.standing(llmster), "models": _model_index.standing(root, user["name"])}
         facts["desktop"] = {
             "apps": _desktop.apps(user["home"]),
             "home": _desktop.lmstudio_home(user["home"]),
-            "foreign_control_ports": _desktop.foreign_daemons(os.path.join(os.path.dirname(llmster), "instances")),
+            "foreign_control_ports": _desktop.foreign_daemons(os.path.join(root, "instances")),
         }
     wired_limit_mb = facts.pop("wired_limit_mb")
     if module.params["memory"]:
@@ -347,7 +360,8 @@ def _facts(module):
         declared = _host_settings.wanted_from(module.params["settings"])
         found = _host_settings.look(declared, wired_limit_mb)
         facts["settings"] = _host_settings.lines(_host_settings.plan(declared, found))
-    jobs = {wanted["label"]: _launchctl(wanted["domain"], user).job(wanted["label"]) for wanted in _taken(module)}
+    taken = {wanted["label"]: wanted["domain"] for wanted in _taken(module)}
+    jobs = {label: _launchctl(domain, user).job(label) for label, domain in taken.items()}
     if "gui" in module.params["domains"]:
         facts["gui_session"] = _has_gui_session(module, user, jobs)
     facts["listeners"] = _foreign_listeners(module, user, jobs)

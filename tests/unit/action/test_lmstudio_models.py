@@ -57,3 +57,16 @@ def test_a_file_of_the_controller_is_sent_once_and_checked_there(play, tmp_path)
     models = tmp_path / "mac" / "models"
     assert [path.read_bytes() for path in models.rglob("*") if path.is_file()] == [b"weights"]
     assert [path.name for path in partial.iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("more", [{}, {"read_all": True}, {"server": "text"}, {"sha256": "1" * 64}])
+def test_what_a_look_at_the_mac_has_settled_is_not_asked_again(play, tmp_path, more):
+    digest = more.pop("sha256", "0" * 64)
+    model = {"name": "m", "path": "p/m/m.gguf", "url": "file:///nowhere/m.gguf", "sha256": digest}
+    there = {"sha256": "0" * 64, "bytes": 7, "fetched": True}
+    folder = str(tmp_path / "mac" / "models")  # where in truth there is nothing
+    found = {"directory": folder, "files": {"p/m/m.gguf": there}, "server": None, "user": "admin"}
+    told = play(("one", {"models": [model], "found": found, "check_mode": True, **more}))["one"]
+    asked = bool(more) or digest != there["sha256"]
+    assert told["changed"] is asked
+    assert told["models"][0]["state"] == ("would_fetch" if asked else "present")

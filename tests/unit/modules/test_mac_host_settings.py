@@ -74,7 +74,9 @@ def test_a_limit_that_is_taken_out_goes_with_its_job(run_module, mac, launchd):
     assert list(launchd.jobs) == [_host_settings.LABEL]
     assert run_module(mac_host_settings, {})["changed"] is True
     assert (launchd.jobs, mac.sysctl["iogpu.wired_limit_mb"]) == ({}, 0)
+    launchd.calls.clear()
     assert run_module(mac_host_settings, {})["changed"] is False
+    assert launchd.calls == []
 
 
 def test_a_job_that_was_disabled_is_enabled(run_module, mac, launchd):
