@@ -64,6 +64,7 @@ bench-gateway: ## what 500 deployments cost a gateway, with the real LiteLLM
 bench-guard: ## a slow backend with the queue guard and without, and what the guard costs
 	tools/setup.sh dev
 	.venv/bin/python tests/bench/bench_guard.py --plot docs/queue-guard.png
+	.venv/bin/python tests/bench/bench_guard.py --flapping 600 --load 0.45
 	.venv/bin/python tests/bench/bench_guard.py --poll 200
 
 .PHONY: build

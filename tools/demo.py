@@ -74,7 +74,10 @@ def demo() -> int:
 
 def playbook(capture: bool = False) -> subprocess.CompletedProcess:
     command = [REPOSITORY / ".venv" / "bin" / "ansible-playbook", "-i", INVENTORY, "site.yml"]
-    return subprocess.run(command, check=False, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE if capture else None)
+    # What is left of it after a kill -9 goes with the realm.
+    environment = {**os.environ, "LMFLEET_SANDBOX_CLIENT": REALM}
+    stdout = subprocess.PIPE if capture else None
+    return subprocess.run(command, check=False, cwd=REPOSITORY, env=environment, text=True, stdout=stdout)
 
 
 def ask() -> None:

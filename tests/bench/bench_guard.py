@@ -5,6 +5,8 @@ Two gateways (the real LiteLLM with the plugin) with four backends each run besi
 load, so that a slow moment of this machine hits both. One backend of each becomes slow at the same time, and recovers.
 Backends have slots and a queue, as LM Studio has. The gateways know no limit of requests in flight (parallel_limit).
 
+With --flapping: backends become slow at random, for so many seconds; each slowdown may cost one pause at most.
+
 With --poll: what a guard costs that watches many instances, in processor time and memory.
 
 Exit code: 0 within the limits, 1 beyond them, 2 when there was nothing to measure.
@@ -18,6 +20,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -27,7 +30,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / "roles" / "queue_guard" / "files" / "guard"
@@ -170,6 +173,9 @@ class Side:
             document = {"paused": {}}
         self.paused.append((at, set(document["paused"])))
 
+    def failed(self) -> int:
+        return sum(first is None for _at, first, _name in self.answers)
+
     def first_tokens(self, since: float, until: float) -> list[float]:
         return [first for at, first, _name in self.answers if first is not None and since <= at < until]
 
@@ -180,15 +186,62 @@ def in_background() -> asyncio.AbstractEventLoop:
     return loop
 
 
+class Slowdown(NamedTuple):
+    """A backend, by its number, that is slow for a while; times are seconds since the load began."""
+
+    backend: int
+    since: float
+    until: float
+
+
 def compare(arguments: argparse.Namespace) -> int:
+    slow = Slowdown(0, arguments.before, arguments.before + arguments.slow)
+    sides = [Side(title, [Backend(f"mac-{n}") for n in range(1, 5)]) for title in ("with the guard", "without")]
+    decisions = measure(arguments, sides, [slow], slow.until + arguments.after)
+    return judge(arguments, sides, decisions, slow.since, slow.until)
+
+
+def flap(arguments: argparse.Namespace) -> int:
+    """Slow down backends at random, at most two of the four at a time."""
+    chance = random.Random(arguments.seed)
+    slowdowns, free = [], [chance.uniform(10, 40), chance.uniform(40, 80)]
+    while min(free) < arguments.flapping:
+        turn = free.index(min(free))
+        until = free[turn] + chance.uniform(10, 60)
+        # A backend of its own half, so that two slowdowns never are one.
+        slowdowns.append(Slowdown(2 * turn + chance.randrange(2), free[turn], until))
+        free[turn] = until + chance.uniform(30, 90)
+    side = Side("with the guard", [Backend(f"mac-{number}") for number in range(1, 5)])
+    measure(arguments, [side], slowdowns, arguments.flapping + arguments.after)
+    return judge_flapping(arguments, side, slowdowns)
+
+
+def judge_flapping(arguments: argparse.Namespace, side: Side, slowdowns: list[Slowdown]) -> int:
+    pauses: dict[Slowdown | None, int] = {}
+    before: set[str] = set()
+    for at, paused in side.paused:
+        for name in sorted(paused - before):
+            own = [one for one in slowdowns if side.backends[one.backend].name == name and one.since <= at]
+            pauses[own[-1] if own else None] = pauses.get(own[-1] if own else None, 0) + 1
+        before = paused
+    most, all_pauses = max(len(paused) for _at, paused in side.paused), sum(pauses.values())
+    print(
+        f"{arguments.flapping:g} s, seed {arguments.seed}: {len(slowdowns)} slowdowns, {all_pauses} pauses, at most "
+        f"{max(pauses.values(), default=0)} for one slowdown, {pauses.get(None, 0)} without any; at most {most} of 4 "
+        f"paused at a time; {len(side.answers)} requests, {side.failed()} failed"
+    )
+    right = pauses and None not in pauses and max(pauses.values()) == 1 and most < 4 and not side.failed()
+    return 0 if right else 1
+
+
+def measure(arguments: argparse.Namespace, sides: list[Side], slowdowns: list[Slowdown], end: float) -> list[dict]:
+    """Load the sides, of which the first has a guard, for `end` seconds; return the guard's decisions."""
     from gateway_under_test import CACHE
 
     fill = [sys.executable, str(REPOSITORY / "tests" / "sandbox" / "fill_wheels.py"), "--cache", str(CACHE)]
     subprocess.run(fill, check=True)
     loop = in_background()
     rate = 4 * SLOTS / SECONDS * arguments.load
-    slow_from, slow_until = arguments.before, arguments.before + arguments.slow
-    sides = [Side(title, [Backend(f"mac-{n}") for n in range(1, 5)]) for title in ("with the guard", "without")]
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as ending:
         for number, side in enumerate(sides):
             for backend in side.backends:
@@ -198,11 +251,9 @@ def compare(arguments: argparse.Namespace) -> int:
         guard = Guard(Path(temporary) / "guard", sides[0].gateway.root / "registry", arguments.interval)
         ending.callback(guard.stop)
         time.sleep(3 * arguments.interval)
-        clients = drive(sides, rate, slow_from, slow_until, slow_until + arguments.after)
-        for client in clients:
+        for client in drive(sides, rate, slowdowns, end):
             client.join(300)
-        decisions = [json.loads(line) for line in (guard.folder / "guard.log").read_text().splitlines()]
-    return judge(arguments, sides, decisions, slow_from, slow_until)
+        return [json.loads(line) for line in (guard.folder / "guard.log").read_text().splitlines()]
 
 
 def start_gateway(folder: Path, backends: list[Backend]) -> Any:
@@ -224,14 +275,16 @@ def start_gateway(folder: Path, backends: list[Backend]) -> Any:
     return gateway
 
 
-def drive(sides: list[Side], rate: float, slow_from: float, slow_until: float, end: float) -> list[threading.Thread]:
-    """Ask both sides at the same times; return the threads of the clients."""
+def drive(sides: list[Side], rate: float, slowdowns: list[Slowdown], end: float) -> list[threading.Thread]:
+    """Ask all sides at the same times; return the threads of the clients."""
     began, clients, looked = time.monotonic(), [], 0.0
     for number in range(int(end * rate)):
         at = number / rate
         time.sleep(max(0.0, began + at - time.monotonic()))
+        slow = {one.backend for one in slowdowns if one.since <= at < one.until}
         for side in sides:
-            side.backends[0].slow = 10.0 if slow_from <= at < slow_until else 1.0
+            for index, backend in enumerate(side.backends):
+                backend.slow = 10.0 if index in slow else 1.0
             clients.append(threading.Thread(target=side.ask, args=[at], daemon=True))
             clients[-1].start()
             if at >= looked:
@@ -250,12 +303,11 @@ def judge(
             print("bench: too few answers", [answer for answer in side.answers if answer[1] is None][:3])
             return 2
         tails.append(statistics.quantiles(seconds, n=20)[18])
-        failed = sum(first is None for _at, first, _name in side.answers)
         print(
-            f"{side.title}: {len(side.answers)} requests, {failed} failed; while one is slow, first token after "
+            f"{side.title}: {len(side.answers)} requests, {side.failed()} failed; while one is slow, first token after "
             f"{statistics.median(seconds):.2f} s (median), {tails[-1]:.2f} s (p95)"
         )
-    failed = sum(first is None for side in sides for _at, first, _name in side.answers)
+    failed = sum(side.failed() for side in sides)
     pauses = [line for line in decisions if line.get("decision") == "pause"]
     back = [at for at, paused in sides[0].paused if at >= slow_until and not paused]
     returned = back[0] - slow_until if back else float("inf")
@@ -331,10 +383,14 @@ def main() -> int:
     parser.add_argument("--after", type=float, default=45, help="seconds after it (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=1, help="seconds between two looks (default: %(default)s)")
     parser.add_argument("--plot", type=Path, help="PNG file for a plot")
+    parser.add_argument("--flapping", type=float, help="seconds of random slowdowns, instead of one")
+    parser.add_argument("--seed", type=int, default=1, help="of the slowdowns (default: %(default)s)")
     parser.add_argument("--poll", type=int, help="measure the cost of watching so many instances instead")
     parser.add_argument("--seconds", type=float, default=30, help="how long to measure that (default: %(default)s)")
     arguments = parser.parse_args()
-    return poll(arguments) if arguments.poll else compare(arguments)
+    if arguments.poll:
+        return poll(arguments)
+    return flap(arguments) if arguments.flapping else compare(arguments)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def run(command: list, **environment: str) -> str:
     answer = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", **environment},
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "LMFLEET_SANDBOX_CLIENT": REALM, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

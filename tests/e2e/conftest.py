@@ -15,7 +15,7 @@ def fleet(tmp_path_factory):
     fleet.sandbox("down")
     fleet.sandbox("up", "2")
     yield fleet
-    fleet.end()
+    fleet.sandbox("down")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def mac(tmp_path_factory):
     fleet.sandbox("up", "1")
     run(fleet).succeeded()
     yield fleet
-    fleet.end()
+    fleet.sandbox("down")
 
 
 def run(fleet: Fleet, *arguments: str):

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -47,25 +45,11 @@ class Run:
         return self
 
 
-def _descendants(pid: int) -> set[int]:
-    """Return the processes that a process has started, and those that they have."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found, new = set(), {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new}
-        found |= new
-    return found
-
-
 class Fleet:
     """The inventory of two sandbox Macs, and commands for them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.orphans: set[int] = set()
         shipped = REPOSITORY / "inventory" / "sandbox"
         self.hosts = yaml.safe_load((shipped / "hosts.yml").read_text())
         for number, host in enumerate(self.hosts["all"]["children"]["macs"]["hosts"].values(), start=11):
@@ -98,7 +82,7 @@ class Fleet:
         for group, variables in self.variables.items():
             (self.folder / "group_vars" / f"{group}.yml").write_text(yaml.safe_dump(variables))
         command = [str(ANSIBLE_PLAYBOOK), "-i", str(self.folder), playbook, *arguments]
-        variables = {**os.environ, "ANSIBLE_NOCOLOR": "1", **environment}
+        variables = {**os.environ, "ANSIBLE_NOCOLOR": "1", "LMFLEET_SANDBOX_CLIENT": REALM, **environment}
         return subprocess.Popen(
             command,
             cwd=REPOSITORY,
@@ -114,16 +98,9 @@ class Fleet:
         return Run(process, process.communicate()[0])
 
     def kill(self, process: subprocess.Popen) -> None:
-        """End a run with kill -9. Its workers have sessions of their own, and hang about until end()."""
-        self.orphans |= _descendants(process.pid)
+        """End a run with kill -9. Its workers have sessions of their own, and hang about until the realm goes."""
         process.kill()
         process.communicate()
-
-    def end(self) -> None:
-        for pid in self.orphans:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.sandbox("down")
 
     def sandbox(self, *words: str) -> str:
         result = subprocess.run(

@@ -187,6 +187,8 @@ def down(realm: Realm) -> int:
     """End everything of the realm and remove its state; returns how many Macs ran."""
     ns.require()
     with realm.lock():
+        for pid in processes.marked(processes.CLIENT_MARK).get(realm.name, []):
+            processes.kill(pid, processes.CLIENT_MARK)
         ended = _end_processes_and_links(realm)
         _end_connections(realm)
         _remove_state(realm)

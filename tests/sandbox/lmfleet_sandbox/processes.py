@@ -10,6 +10,9 @@ from pathlib import Path
 
 MAC_MARK = "LMFLEET_SANDBOX_MAC"
 MIRROR_MARK = "LMFLEET_SANDBOX_MIRROR"
+#: Who works on a realm from outside sets this to its name: what hangs about after a kill -9 then goes with the realm.
+#: The workers of an ansible-playbook have sessions of their own and outlive it.
+CLIENT_MARK = "LMFLEET_SANDBOX_CLIENT"
 
 
 def _environment(pid: int) -> dict[str, str]:

@@ -110,6 +110,17 @@ def test_down_after_a_killed_up(delay):
     assert traces(ONE) == []
 
 
+def test_down_ends_what_worked_on_the_realm_from_outside():
+    def client(realm):
+        environment = {**os.environ, processes.CLIENT_MARK: realm.name}
+        return subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True)
+
+    with client(ONE) as ours, client(TWO) as theirs:
+        sandbox("down", realm=ONE.name)
+        assert ours.wait(10) == -signal.SIGKILL and theirs.poll() is None
+        theirs.kill()
+
+
 def test_up_after_everything_was_killed():
     sandbox("up", "2", realm=ONE.name)
     inside = subprocess.run(["pgrep", "-P", str(pids(ONE)["mac-1"])], capture_output=True, text=True, check=True)
