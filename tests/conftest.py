@@ -3,14 +3,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+import leftovers
+
 FOLDER = Path(__file__).parent
 # The folders by the time that their tests take; one that is not listed comes before those.
 QUICK_TO_SLOW = ["unit", "sandbox", "molecule", "gateway", "e2e"]
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        leftovers.end_of_dead_runs()
+        os.environ[leftovers.MARK] = leftovers.this_run()
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        leftovers.end_of(os.environ.pop(leftovers.MARK, ""))
 
 
 def pytest_collection_modifyitems(items):

@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.lmfleet.mac.plugins.module_utils._model_files import ModelError, checked_models, settled
+from ansible_collections.lmfleet.mac.plugins.module_utils._model_index import FETCHING
+from ansible_collections.lmfleet.mac.plugins.plugin_utils import progress
+
+display = Display()
 
 #: Options that want more than a look at what was verified before.
 _MORE = ("index", "partial", "prune", "read_all", "server")
@@ -25,7 +31,8 @@ class ActionModule(ActionBase):
         known = self._known(found, arguments)
         if known:
             return {**result, **known}
-        told = self._execute_module(module_args=arguments, task_vars=task_vars)
+        with self._progress(arguments, task_vars):
+            told = self._execute_module(module_args=arguments, task_vars=task_vars)
         to_send = told.get("to_send")
         if not to_send:
             return {**result, **told}
@@ -39,6 +46,20 @@ class ActionModule(ActionBase):
             names = ", ".join(file["local"] for file in told["to_send"])
             return {**result, "failed": True, "msg": f"{names}: not whole after it was sent; run again."}
         return {**result, **told}
+
+    def _progress(self, arguments: dict, task_vars: dict) -> contextlib.AbstractContextManager:
+        """Return what says, while the module runs, how far a download is."""
+        directory, interval = str(arguments.get("directory")), float(arguments.get("progress_interval", 30))
+        if self._task.check_mode or interval <= 0 or not directory.startswith("/"):
+            return contextlib.nullcontext()
+        partial = arguments.get("partial") or os.path.join(os.path.dirname(os.path.abspath(directory)), "partial")
+        host = task_vars["inventory_hostname"]
+        return progress.told(
+            lambda command: self._low_level_execute_command(command, sudoable=False),
+            lambda text: display.display(f"{host}: {text}"),
+            os.path.join(partial, FETCHING),
+            interval,
+        )
 
     @staticmethod
     def _known(found: dict, arguments: dict) -> dict | None:

@@ -123,10 +123,7 @@ def look(wanted: Wanted, limit_mb: int) -> Actual:
     # Without its file the job is gone at the latest after the next boot, so launchd need not be asked.
     if wanted.limit_mb is None and not os.path.exists(launchctl.domain.plist_path(LABEL)):
         return Actual(power, limit_mb, [])
-    actions = converge(launchctl, [_service(wanted)], True, _JOB_TIMEOUT)[0].actions
-    if wanted.limit_mb is not None and LABEL in launchctl.disabled():
-        actions = [*actions, "enable"]
-    return Actual(power, limit_mb, actions)
+    return Actual(power, limit_mb, converge(launchctl, [_service(wanted)], True, _JOB_TIMEOUT)[0].actions)
 
 
 def read_limit() -> int:
@@ -152,10 +149,7 @@ def apply(changes: Plan, wanted: Wanted) -> None:
     if changes.limit_mb is not None:
         _call(["/usr/sbin/sysctl", f"{LIMIT}={changes.limit_mb}"])
     if changes.boot_actions:
-        launchctl = _launchctl()
-        if "enable" in changes.boot_actions:
-            launchctl.enable(LABEL)
-        converge(launchctl, [_service(wanted)], False, _JOB_TIMEOUT)
+        converge(_launchctl(), [_service(wanted)], False, _JOB_TIMEOUT)
     left = plan(wanted, look(wanted, read_limit()))
     if not left.empty:
         raise SettingsError("macOS took these settings, and they are not in effect: " + "; ".join(lines(left)))

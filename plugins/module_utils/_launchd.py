@@ -81,11 +81,15 @@ class Job(NamedTuple):
 
 
 class Actual(NamedTuple):
-    """A job as found: `plist` on disk in canonical form (None: no file), whether owner and mode are right, the job."""
+    """A job as found: `plist` on disk in canonical form (None: no file), whether owner and mode are right, the job.
+
+    A job may be `disabled` and run: launchd then does not start it at the next login or boot.
+    """
 
     plist: str | None
     ownership_right: bool
     job: Job | None
+    disabled: bool = False
 
 
 class Outcome(NamedTuple):
@@ -166,7 +170,7 @@ def canonical_file(path: str) -> str | None:
 
 
 def plan(wanted: Service, path: str, actual: Actual) -> list[str]:
-    """Return what the job needs, in this order: bootout, remove, write, fix_ownership, bootstrap. Pure.
+    """Return what the job needs, in this order: bootout, remove, write, fix_ownership, enable, bootstrap. Pure.
 
     `path` is where the plist belongs; a job loaded from another file counts as changed.
     """
@@ -183,8 +187,8 @@ def plan(wanted: Service, path: str, actual: Actual) -> list[str]:
         actions.append("write")
     elif not actual.ownership_right:
         actions.append("fix_ownership")
-    if wanted.state == "started" and not loaded:
-        actions.append("bootstrap")
+    if wanted.state == "started":
+        actions += [*(["enable"] if actual.disabled else []), *([] if loaded else ["bootstrap"])]
     return actions
 
 
@@ -423,8 +427,9 @@ def converge(launchctl: Launchctl, services: list[Service], check_mode: bool, ti
     returned and nothing is changed. Raises LaunchdError.
     """
     plans = []
+    disabled = launchctl.disabled() if any(service.state == "started" for service in services) else set()
     for service in services:
-        actual = launchctl.actual(service)
+        actual = launchctl.actual(service)._replace(disabled=service.label in disabled)
         plans.append((service, actual, plan(service, launchctl.domain.plist_path(service.label), actual)))
     if any("bootstrap" in actions for _service, _actual, actions in plans):
         launchctl.require_domain()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from typing import NamedTuple
 
 from ._download import ChecksumError, DownloadError, fetch, free_bytes, is_digest, size_of
 from ._files import atomic_write, canonical_json, make_directory, owner_for, remove_file, sha256_file
-from ._model_index import INDEX, is_place, is_unchanged, read_index, stamp, unchanged
+from ._model_index import FETCHING, INDEX, is_place, is_unchanged, read_index, stamp, unchanged
 
 #: Bytes that must stay free on the disk after everything was fetched.
 RESERVE = 1 << 30
@@ -179,6 +180,18 @@ class ModelFolder:
             if file.local and not (os.path.exists(part) and os.path.getsize(part) == file.size):
                 sent[part] = {"name": file.name, "local": file.source, "to": os.path.abspath(part)}
         return list(sent.values())
+
+    def fetch_all(self, files: list[ModelFile], timeout: float) -> None:
+        """Fetch the files one after the other, each in at most `timeout` seconds. Raises ModelError."""
+        fetching = os.path.join(self.partial, FETCHING)
+        try:
+            for number, file in enumerate(files, start=1):
+                total = file.size if file.size is not None or file.local else size_of(file.source)
+                told = {"name": file.name, "part": os.path.abspath(self._part(file)), "total": total}
+                atomic_write(fetching, json.dumps({**told, "number": number, "of": len(files)}))
+                self.fetch(file, timeout)
+        finally:
+            remove_file(fetching)
 
     def fetch(self, file: ModelFile, timeout: float) -> None:
         """Fetch, verify and put in place one file. Raises ModelError; `timeout` is seconds for the transfer."""

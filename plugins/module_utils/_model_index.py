@@ -13,6 +13,8 @@ from ._files import read_json
 #: Beside the models folder: the index, and the program that serves the folder to other Macs.
 INDEX = "models.json"
 SERVER = "model_server.py"
+#: In the folder of unfinished downloads: what is being fetched, for who wants to tell how far it is.
+FETCHING = "fetching.json"
 
 _PART = re.compile(r"[^/\\:*?\"<>|\x00-\x1f]+")
 

@@ -153,7 +153,8 @@ class Guard:
 
     def _plan_present(self, wanted: Wanted) -> Plan:
         path = self.launchctl.domain.plist_path(GUARD_LABEL)
-        actual = self.launchctl.actual(wanted.service)
+        disabled = GUARD_LABEL in self.launchctl.disabled()
+        actual = self.launchctl.actual(wanted.service)._replace(disabled=disabled)
         actions = plan(wanted.service, path, actual)
         found = {name: read_bytes(os.path.join(self.folder, name)) for name in wanted.files}
         differing = [name for name in wanted.files if found[name] != wanted.files[name]]

@@ -15,6 +15,7 @@ description:
   - Brings a list of launchd jobs of one Mac into their states with one call.
   - Property lists are compared by meaning with the files on disk; a job is unloaded and loaded again only when its
     property list changed. C(launchctl load) and C(launchctl unload) are never used.
+  - A job that was disabled with C(launchctl disable) is enabled, without a restart if it runs.
   - A run that was killed at any point is repaired by the next one.
 attributes:
   check_mode:
@@ -105,7 +106,7 @@ services:
       type: bool
       returned: always
     actions:
-      description: What was done, out of bootout, remove, write, fix_ownership and bootstrap.
+      description: What was done, out of bootout, remove, write, fix_ownership, enable and bootstrap.
       type: list
       elements: str
       returned: always

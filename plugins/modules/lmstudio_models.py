@@ -108,6 +108,10 @@ options:
     description: Seconds one file may take.
     type: int
     default: 3600
+  progress_interval:
+    description: Seconds between two lines that say how far a download is, V(0) for none.
+    type: int
+    default: 30
   lock_timeout:
     description: Seconds to wait for another run on the same Mac that is fetching models.
     type: int
@@ -230,8 +234,7 @@ def ensure(module: AnsibleModule) -> dict:
             to_send = folder.to_send(missing)
             if to_send:
                 return {"changed": False, "to_send": to_send}
-            for file in missing:
-                folder.fetch(file, params["timeout"])
+            folder.fetch_all(missing, params["timeout"])
     models = [_result(folder, file, {other.path for other in missing}, module.check_mode) for file in files]
     diff = [_diff(folder, file) for file in missing]
     return {"changed": bool(missing), "models": models, "diff": diff, "removed": []}
@@ -333,6 +336,7 @@ def main() -> None:
             "partial": {"type": "path"},
             "read_all": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 3600},
+            "progress_interval": {"type": "int", "default": 30},
             "lock_timeout": {"type": "int", "default": 120},
         },
         supports_check_mode=True,

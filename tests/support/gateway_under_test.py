@@ -229,6 +229,7 @@ class Gateway:
         with (self.root / "logs" / "runner.log").open("w") as log:
             # As launchd does it: hardly any environment, and the home of the user.
             environment = {"HOME": str(self.root), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+            environment["LMFLEET_TESTS"] = os.environ.get("LMFLEET_TESTS", "")  # see leftovers.py
             command = [sys.executable, str(self.root / "gateway_runner.py"), str(self.root)]
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 

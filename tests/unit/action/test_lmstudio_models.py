@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import sys
+import threading
+import time
 
 import pytest
 import yaml
@@ -27,6 +30,7 @@ def play(controller, inventory, tmp_path):
         run = controller(inventory, steps)
         output = run.communicate(timeout=120)[0]
         assert run.returncode == 0, output
+        play.output = output
         return yaml.safe_load(told.read_text())
 
     return play
@@ -70,3 +74,38 @@ def test_what_a_look_at_the_mac_has_settled_is_not_asked_again(play, tmp_path, m
     asked = bool(more) or digest != there["sha256"]
     assert told["changed"] is asked
     assert told["models"][0]["state"] == ("would_fetch" if asked else "present")
+
+
+@pytest.fixture
+def slow_server():
+    """The address of a file that takes a few seconds."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "50")
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            for _part in range(10):
+                time.sleep(0.3)
+                self.wfile.write(b"12345")
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/m.gguf"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("interval", [1, 0])
+def test_a_long_download_says_how_far_it_is(play, slow_server, tmp_path, interval):
+    digest = hashlib.sha256(b"12345" * 10).hexdigest()
+    model = {"name": "m", "path": "p/m/m.gguf", "url": slow_server, "sha256": digest}
+    told = play(("one", {"models": [model], "progress_interval": interval}))["one"]
+    assert told["models"][0]["state"] == "fetched"
+    assert ("mac-1: model m: 0.0 of 0.0 GB" in play.output) == bool(interval)
+    assert not (tmp_path / "mac" / "partial" / "fetching.json").exists()

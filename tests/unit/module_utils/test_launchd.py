@@ -26,6 +26,14 @@ JOB = Job("running", 7, None, PATH)
 
 
 @pytest.mark.parametrize(
+    ("job", "state", "actions"),
+    [(JOB, "started", ["enable"]), (None, "started", ["enable", "bootstrap"]), (JOB, "stopped", ["bootout"])],
+)
+def test_plan_for_a_disabled_job(job, state, actions):
+    assert plan(Service("job", state, PLIST), PATH, Actual(SAME, True, job, disabled=True)) == actions
+
+
+@pytest.mark.parametrize(
     ("state", "disk", "owned", "job", "actions"),
     [
         ("started", None, False, None, ["write", "bootstrap"]),

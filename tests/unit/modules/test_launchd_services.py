@@ -108,7 +108,16 @@ def test_ownership_is_repaired_without_a_restart(run, launchd):
 def test_a_disabled_job_is_enabled(run, launchd):
     launchd.disabled.add(LABEL)
     assert run(plist())["services"][0]["pid"] == 101
-    assert launchd.names() == [f"bootstrap {LABEL}", f"enable {LABEL}", f"bootstrap {LABEL}"]
+    assert launchd.names() == [f"enable {LABEL}", f"bootstrap {LABEL}"]
+
+
+def test_a_disabled_job_that_runs_is_enabled_without_a_restart(run, launchd):
+    run(plist())
+    launchd.disabled.add(LABEL)
+    assert run(plist(), check=True)["services"][0]["actions"] == ["enable"] and launchd.disabled
+    enabled = run(plist())["services"][0]
+    assert (enabled["changed"], enabled["pid"], enabled["actions"]) == (True, 101, ["enable"])
+    assert not launchd.disabled and not run(plist())["changed"]
 
 
 @pytest.mark.parametrize("code", [5, 37, 122])

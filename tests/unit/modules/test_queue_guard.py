@@ -116,6 +116,13 @@ def test_what_differs_is_written_while_the_job_is_stopped(guard, launchd, change
     assert not guard(**changes)["changed"]
 
 
+def test_a_disabled_guard_is_enabled_without_a_restart(guard, launchd):
+    guard()
+    pid = launchd.jobs[LABEL]["pid"]
+    launchd.disabled.add(LABEL)
+    assert guard()["actions"] == ["enable"] and launchd.jobs[LABEL]["pid"] == pid and not launchd.disabled
+
+
 def test_settings_that_mean_the_same_are_the_same(guard):
     guard()
     assert not guard(settings=json.dumps(dict(reversed(guard.settings.items())), indent=7))["changed"]
