@@ -360,11 +360,12 @@ def _facts(module):
         declared = _host_settings.wanted_from(module.params["settings"])
         found = _host_settings.look(declared, wired_limit_mb)
         facts["settings"] = _host_settings.lines(_host_settings.plan(declared, found))
-    taken = {wanted["label"]: wanted["domain"] for wanted in _taken(module)}
-    jobs = {label: _launchctl(domain, user).job(label) for label, domain in taken.items()}
+    taken = [wanted for wanted in module.params["ports"] if _ports.is_taken(wanted["address"], wanted["port"])]
+    domains = {wanted["label"]: wanted["domain"] for wanted in taken}
+    jobs = {label: _launchctl(domain, user).job(label) for label, domain in domains.items()}
     if "gui" in module.params["domains"]:
         facts["gui_session"] = _has_gui_session(module, user, jobs)
-    facts["listeners"] = _foreign_listeners(module, user, jobs)
+    facts["listeners"] = _foreign_listeners(taken, user, jobs)
     return facts
 
 
@@ -409,11 +410,6 @@ def _sysctl():
     return facts
 
 
-def _taken(module):
-    """Return the wanted ports that somebody listens on already."""
-    return [wanted for wanted in module.params["ports"] if _ports.is_taken(wanted["address"], wanted["port"])]
-
-
 def _has_gui_session(module, user, jobs):
     # A job that is loaded there shows that the domain exists.
     if any(wanted["domain"] == "gui" and jobs.get(wanted["label"]) for wanted in module.params["ports"]):
@@ -421,13 +417,9 @@ def _has_gui_session(module, user, jobs):
     return _command.run(["/bin/launchctl", "print", f"gui/{user['uid']}"], _COMMAND_TIMEOUT).rc == 0
 
 
-def _foreign_listeners(module, user, jobs):
-    """Return the wanted ports that are in use by something else than their own launchd job."""
-    unclear = [
-        wanted
-        for wanted in module.params["ports"]
-        if wanted["label"] in jobs and not _says_so_itself(wanted, jobs[wanted["label"]], user)
-    ]
+def _foreign_listeners(taken, user, jobs):
+    """Return those of the ports in use that something else has than their own launchd job."""
+    unclear = [wanted for wanted in taken if not _says_so_itself(wanted, jobs[wanted["label"]], user)]
     if not unclear:
         return []
     listeners = _ports.listeners()

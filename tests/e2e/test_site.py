@@ -234,6 +234,32 @@ def test_a_change_that_does_not_fit_is_refused_by_what_lm_studio_estimates(serve
     served.play().succeeded()
 
 
+def test_without_the_queue_guard_nothing_of_it_is_left_and_nothing_is_loaded_anew(served, tmp_path):
+    guard = "system/lmfleet.queue_guard"
+    traces = [
+        str(Path(GUARD_LOG).parent),
+        "/Users/admin/.lmfleet/gateway/registry/paused/guard.json",
+        "/Library/LaunchDaemons/lmfleet.queue_guard.plist",
+    ]
+
+    def found():
+        script = f"ls -d {' '.join(traces)} 2>/dev/null; launchctl print {guard} >/dev/null 2>&1 && echo {guard}; true"
+        return set(served.on("mac-1", f"sh -c '{script}'").split())
+
+    def daemons():
+        return [served.status(mac, name)["daemon_pid"] for mac in ("mac-1", "mac-2") for name in ("chat-a", "chat-b")]
+
+    before = daemons()
+    assert found() >= {guard, traces[0], traces[2]}
+    without = served.copy(tmp_path)
+    without.variables["all"]["lmfleet_queue_guard"] = False
+    without.play().succeeded()
+    assert found() == set() and served.status("mac-2", "chat-a")["status_port"] is None
+    served.play().succeeded()
+    assert found() >= {guard, traces[0], traces[2]} and served.status("mac-2", "chat-a")["status_port"] == 2234
+    assert daemons() == before
+
+
 def test_a_removed_instance_is_stopped_and_its_deployments_forgotten(served, tmp_path):
     smaller = served.copy(tmp_path)
     smaller.variables["macs"]["lmfleet_instances"].pop()

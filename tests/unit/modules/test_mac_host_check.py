@@ -135,6 +135,15 @@ def test_a_job_that_reports_that_it_publishes_its_status_there_is_believed(mac, 
         assert run(capsys, ports=wanted).get("failed", False) is not accepted
 
 
+def test_a_free_port_for_a_job_that_runs_is_free(mac, capsys, taken_port, tmp_path):
+    mac.answers["lsof"] = (0, f"p11\ncllmster\nn127.0.0.1:{taken_port}\n")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
+    status = str(tmp_path / "status.json")
+    ports = [{**PORT, "port": port, "status": status} for port in (taken_port, free)]
+    assert run(capsys, ports=ports)["facts"]["listeners"] == []
+
+
 @pytest.mark.parametrize(("user", "accepted"), [("own", True), ("other", False)])
 def test_the_port_of_an_instance_that_the_run_ends_is_free_for_another(
     mac, capsys, taken_port, tmp_path, user, accepted
