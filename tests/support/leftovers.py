@@ -21,8 +21,11 @@ def this_run() -> str:
 
 def end_of_dead_runs() -> None:
     """End what is left of runs that are no more."""
+    namespace = this_run().partition(".")[0]
     for run in processes.marked(MARK):
-        if _name(int(run.partition(".")[0])) != run:
+        where, pid, _started = run.split(".")
+        # Whether a run in another namespace lives cannot be seen from here.
+        if where == namespace and _name(int(pid)) != run:
             end_of(run)
 
 
@@ -39,4 +42,5 @@ def _name(pid: int) -> str:
     except OSError:
         return ""
     state, started = (stat.rpartition(")")[2].split()[field] for field in (0, 19))
-    return "" if state in "ZX" else f"{pid}.{started}"
+    namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
+    return "" if state in "ZX" else f"{namespace}.{pid}.{started}"

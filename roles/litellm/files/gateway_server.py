@@ -4,9 +4,9 @@
 What LiteLLM's own command cannot do, and what a change without a failed request needs:
 
 - take the socket from the runner (environment variable LMFLEET_SOCKET, a file descriptor) instead of opening the port;
-- end without cutting anybody off: a worker that shall end takes no new connection, tells the clients that kept theirs
-  to close it, waits for what they are still sending, and finishes its answers, however long they take
-  (LMFLEET_DRAIN_TIMEOUT seconds at most);
+- end without cutting anybody off: a worker that shall end takes no new connection, finishes its answers, however long
+  they take, tells the clients that kept their connections to close them, and closes one itself only after nothing was
+  asked on it for a while (LMFLEET_DRAIN_TIMEOUT seconds at most);
 - let several keys in while the master key is being changed: the file that LMFLEET_KEYS names has them.
 """
 
@@ -26,8 +26,8 @@ from litellm import run_server
 from litellm.proxy.proxy_cli import ProxyInitializationHelpers
 
 FIRST_INHERITED = 3  # where gunicorn expects the sockets that it is given
-# For so long a client that keeps its connection may be about to ask something on it.
-LAST_CALL_SECONDS = 3.0
+# For so long a client that has a connection may be about to ask something on it.
+LAST_CALL_SECONDS = 10.0
 # Longer than clients keep an idle connection: it must be them who close it, or a request may cross the closing.
 KEEP_ALIVE_SECONDS = 75
 KEY_HEADERS = {
@@ -99,10 +99,27 @@ class Front:
         await send(message)
 
 
+class LastCall:
+    """Tells when a worker that shall end may close its connections: none of them would lose a request by it."""
+
+    def __init__(self) -> None:
+        self._idle_since: dict = {}
+
+    def is_awaited(self, connection, now: float) -> bool:
+        """Tell whether a request is being answered on a connection, or may yet be sent."""
+        cycle = getattr(connection, "cycle", None)
+        if cycle is not None and not cycle.response_complete:
+            self._idle_since.pop(connection, None)
+            return True
+        idle_since = self._idle_since.setdefault(connection, now)
+        return now - idle_since < LAST_CALL_SECONDS
+
+
 def prepare() -> None:
     """Change what uvicorn and gunicorn do; to be called in each process before they begin."""
     keys = Keys(os.environ.get("LMFLEET_KEYS"), os.environ.get("LITELLM_MASTER_KEY", ""))
     load, shutdown = uvicorn.Config.load, uvicorn.Server.shutdown
+    drain_timeout = int(os.environ.get("LMFLEET_DRAIN_TIMEOUT", "30"))
 
     @functools.wraps(load)
     def load_with_front(config):
@@ -114,12 +131,17 @@ def prepare() -> None:
         for listening in server.servers:
             listening.close()
         Front.last_call = True
-        await asyncio.sleep(LAST_CALL_SECONDS)
+        call, until = LastCall(), time.monotonic() + drain_timeout
+        awaited = True
+        while awaited and time.monotonic() < until:
+            await asyncio.sleep(0.1)  # first of all: a connection may be about to appear in the list
+            connections = list(server.server_state.connections)
+            awaited = [one for one in connections if call.is_awaited(one, time.monotonic())]
         await shutdown(server, sockets=sockets)
 
     uvicorn.Config.load = load_with_front
     uvicorn.Server.shutdown = shutdown_after_last_call
-    gunicorn.config.GracefulTimeout.default = int(os.environ.get("LMFLEET_DRAIN_TIMEOUT", "30"))
+    gunicorn.config.GracefulTimeout.default = drain_timeout
     gunicorn.config.Keepalive.default = KEEP_ALIVE_SECONDS
     # LiteLLM takes any other port, without a word to the clients, when somebody listens on 4000.
     ProxyInitializationHelpers.is_port_in_use = staticmethod(lambda port: False)
