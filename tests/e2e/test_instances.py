@@ -130,6 +130,7 @@ def test_what_somebody_did_to_the_models_by_hand_is_told_or_undone(mac, tmp_path
     unchanged(mac)
 
     lms(mac, "chat-a", "load", "pretender", "-y", "--identifier", "mine")
+    wait_until(lambda: look(mac, "mac-1")["chat-a"]["status"]["unmanaged"], "the runner has seen it")
     told = run(mac).succeeded()
     assert told.changed == {"mac-1": 0}
     told.said("instance chat-a: mine (lmfleet/pretender/fake-llm.gguf) is loaded and not declared")
@@ -165,7 +166,7 @@ def test_a_second_daemon_that_shares_the_first_fails_loudly(mac, tmp_path):
         restarted = mac.copy(tmp_path)
         restarted.variables["macs"]["lmfleet_instances"][1]["port"] = 1245
         failed = run(restarted)
-        assert failed.code != 0
+        assert failed.code != 0, failed.output
         failed.said("instance chat-b", "does not run two daemons side by side", "Declare one instance on this Mac")
     finally:
         mac.sandbox("knob", "mac-1", "llmster.share@chat-b=false")
