@@ -49,7 +49,11 @@ class ActionModule(ActionBase):
 
     def _progress(self, arguments: dict, task_vars: dict) -> contextlib.AbstractContextManager:
         """Return what says, while the module runs, how far a download is."""
-        directory, interval = str(arguments.get("directory")), float(arguments.get("progress_interval", 30))
+        directory = str(arguments.get("directory"))
+        try:
+            interval = int(arguments.get("progress_interval", 30))
+        except (TypeError, ValueError):
+            interval = 0  # the module tells what is wrong
         if self._task.check_mode or interval <= 0 or not directory.startswith("/"):
             return contextlib.nullcontext()
         partial = arguments.get("partial") or os.path.join(os.path.dirname(os.path.abspath(directory)), "partial")

@@ -19,20 +19,20 @@ import time
 from typing import NamedTuple
 
 from ._command import run
-from ._files import exclusive, read_bytes, read_json, remove_file
+from ._files import exclusive, read_bytes, remove_file
 from ._launchd import SYSTEM_FOLDER, Domain, Launchctl
+from ._model_index import INDEX, SERVER, read_index
 from ._names import GUARD_LABEL, INSTANCE_LABEL_PREFIX, LOCK_NAME
 
 LABEL_PREFIX = "lmfleet."
 GATEWAY_LABEL = "lmfleet.gateway"
 MODEL_CACHE_LABEL = "lmfleet.model-cache"
 MODELS = "models"
-INDEX = "models.json"
 #: A folder that is being deleted. A run that was killed while it did so leaves one behind.
 REMOVED = ".removed-"
 #: Folders that a module makes before it puts its lock into them.
 FOLDERS = ("llmster", "partial", "instances", "gateway", "queue_guard")
-FILES = ("instance_runner.py", "instance_runner.pyz", "model_server.py", LOCK_NAME)
+FILES = ("instance_runner.py", "instance_runner.pyz", SERVER, LOCK_NAME)
 
 _END_SECONDS = 10.0
 
@@ -179,9 +179,9 @@ class Mac:
 
     def _model_files(self) -> list[str]:
         """Return the files that the index says we have fetched, as far as they are there."""
-        index = read_json(os.path.join(self.root, INDEX))
         folder = os.path.join(self.root, MODELS)
-        paths = [os.path.join(folder, *str(name).split("/")) for name in (index if isinstance(index, dict) else {})]
+        index = read_index(os.path.join(self.root, INDEX))
+        paths = [os.path.join(folder, *name.split("/")) for name in index]
         inside = os.path.realpath(folder) + os.sep
         return [path for path in paths if os.path.isfile(path) and os.path.realpath(path).startswith(inside)]
 

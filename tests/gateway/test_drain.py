@@ -35,7 +35,7 @@ uvicorn.run(app, host="127.0.0.1", port={port}, lifespan="off", log_level="warni
 @pytest.fixture
 def server(installed):
     """Return a function that starts a server, whose answers to GET /<n> take n tenths of a second."""
-    [python] = installed.glob("venv-*/bin/python")
+    python = installed / "current" / "venv" / "bin" / "python"
     started = []
 
     def start(last_call):

@@ -109,3 +109,8 @@ def test_a_long_download_says_how_far_it_is(play, slow_server, tmp_path, interva
     assert told["models"][0]["state"] == "fetched"
     assert ("mac-1: model m: 0.0 of 0.0 GB" in play.output) == bool(interval)
     assert not (tmp_path / "mac" / "partial" / "fetching.json").exists()
+
+
+def test_an_interval_that_is_no_number_is_told_by_the_module(play):
+    told = play(("one", {"models": [], "progress_interval": "often"}))["one"]
+    assert told["failed"] and "progress_interval" in told["msg"] and "often" in told["msg"]
