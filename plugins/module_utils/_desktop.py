@@ -33,8 +33,11 @@ def lmstudio_home(home: str) -> str | None:
 
 
 def foreign_daemons(instances: str) -> list[int]:
-    """Return the control ports that are taken, but not by the instances with homes below C(instances)."""
-    taken = [port for port in CONTROL_PORTS if _ports.is_taken("127.0.0.1", port)]
+    """Return the control ports on which somebody listens, but not the instances with homes below C(instances).
+
+    A port that an outgoing connection holds for a moment does not count: macOS may give 52993 to one.
+    """
+    taken = [port for port in CONTROL_PORTS if _ports.accepts("127.0.0.1", port)]
     if not taken:
         return []
     names = os.listdir(instances) if os.path.isdir(instances) else []

@@ -11,17 +11,24 @@ import socket
 from ._command import run
 
 
+def accepts(address: str, port: int) -> bool:
+    """Tell whether somebody listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    try:
+        with socket.create_connection((host, port), timeout=1) as connection:
+            # A port among those for outgoing connections can be given to the very one that asks: it meets itself.
+            return connection.getsockname() != connection.getpeername()
+    except OSError:
+        return False
+
+
 def is_taken(address: str, port: int) -> bool:
-    """Tell whether a server could not listen there because somebody does already.
+    """Tell whether a server could not listen there because somebody holds the port already.
 
     Connecting comes first: on macOS a socket may be bound beside one that listens on all addresses.
     """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    try:
-        socket.create_connection((host, port), timeout=1).close()
+    if accepts(address, port):
         return True
-    except OSError:
-        pass
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

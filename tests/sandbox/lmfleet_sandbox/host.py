@@ -106,7 +106,7 @@ def _in_process_1(mac: Mac, skeleton: Skeleton, knobs: dict, go: int) -> None:
         _write_first_knobs(root, knobs)
         ns.set_hostname(mac.name)
         ns.change_root(root)
-        _open_network_to_users()
+        _set_up_network_rules()
         os.execve("/usr/sbin/launchd", ["/usr/sbin/launchd"], {MAC_MARK: mac.marker, "PATH": "/usr/bin:/usr/sbin"})
     except BaseException as error:
         os.write(2, f"{mac.name} could not boot: {error}\n".encode())
@@ -164,7 +164,8 @@ def write_knobs(path: Path, knobs: dict) -> None:
     making.rename(path)
 
 
-def _open_network_to_users() -> None:
-    """On a Mac anyone may ping and listen on ports below 1024."""
+def _set_up_network_rules() -> None:
+    """On a Mac anyone may ping and listen on ports below 1024; outgoing connections have the ports of IANA's range."""
     Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
     Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0")
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("49152 65535")

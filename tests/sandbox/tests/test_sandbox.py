@@ -162,6 +162,11 @@ def test_a_virtual_environment_of_the_newer_python(mac):
     assert mac.ok("~/venv/bin/python -c 'import sys; print(sys.prefix)'; rm -r ~/venv") == "/Users/admin/venv\n"
 
 
+def test_outgoing_connections_have_the_ports_of_macos(mac):
+    """Most of the ports on which LM Studio's daemons listen are outside: no connection can be in their way."""
+    assert mac.ok("cat /proc/sys/net/ipv4/ip_local_port_range").split() == ["49152", "65535"]
+
+
 def test_sysctl(mac):
     names = "hw.memsize hw.perflevel0.physicalcpu hw.perflevel1.physicalcpu machdep.cpu.brand_string"
     assert mac.ok(f"sysctl -n {names}").splitlines() == ["68719476736", "8", "4", "Apple M2 Max"]

@@ -34,7 +34,7 @@ def test_the_home_is_where_lm_studio_looks_for_it(tmp_path):
     ids=["alive", "gone", "no pid"],
 )
 def test_daemons_of_others(tmp_path, monkeypatch, pid, foreign):
-    monkeypatch.setattr(_desktop._ports, "is_taken", lambda _address, port: port in (41343, 22931))
+    monkeypatch.setattr(_desktop._ports, "accepts", lambda _address, port: port in (41343, 22931))
     info = tmp_path / "chat-a" / ".lmstudio" / ".internal" / "http-server.json"
     info.parent.mkdir(parents=True)
     info.write_text(json.dumps({"port": 41343, "pid": pid}))
@@ -43,7 +43,7 @@ def test_daemons_of_others(tmp_path, monkeypatch, pid, foreign):
 
 
 def test_no_daemon_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(_desktop._ports, "is_taken", lambda *_where: False)
+    monkeypatch.setattr(_desktop._ports, "accepts", lambda *_where: False)
     assert _desktop.foreign_daemons(str(tmp_path / "none")) == []
 
 

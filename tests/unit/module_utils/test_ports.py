@@ -21,3 +21,22 @@ def test_a_port_is_taken_while_somebody_listens_on_it():
         assert _ports.is_taken("127.0.0.1", port)
         assert _ports.is_taken("0.0.0.0", port)
     assert not _ports.is_taken("127.0.0.1", port)
+
+
+def test_a_port_of_an_outgoing_connection_is_taken_but_nobody_listens():
+    with socket.socket() as listener, socket.socket() as client:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        port = client.getsockname()[1]
+        assert _ports.is_taken("127.0.0.1", port)
+        assert not _ports.accepts("127.0.0.1", port)
+
+
+def test_a_connection_that_meets_itself_is_nobody(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    connect = socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", lambda where, timeout: connect(where, timeout, where))
+    assert not _ports.accepts("127.0.0.1", port)
