@@ -71,6 +71,7 @@ class Outcome(NamedTuple):
     status: dict
     ready: bool
     error: str
+    restored: bool = False
 
 
 class InstanceHost:
@@ -97,6 +98,10 @@ class InstanceHost:
         updated = status.get("updated_monotonic")
         return status, max(0.0, time.monotonic() - updated) if isinstance(updated, (int, float)) else 0.0
 
+    def declaration(self, name: str) -> str | None:
+        """Return instance.json as text, None when there is none."""
+        return _text(read_bytes(os.path.join(self.home(name), "instance.json")))
+
     def find(self, wanted: Wanted, moved_from: str | None, disabled: bool) -> Found:
         """Return the instance as it is now; waits a little for the first status of a job that has just started."""
         actual = self.launchctl.actual(wanted.service)
@@ -104,7 +109,7 @@ class InstanceHost:
         while True:
             status, age = self.status(wanted.name)
             found = Found(
-                _text(read_bytes(os.path.join(self.home(wanted.name), "instance.json"))),
+                self.declaration(wanted.name),
                 status,
                 age,
                 actual,

@@ -184,6 +184,32 @@ def decide(wanted: Wanted, found: Found, plist_path: str, runner_version: str) -
     return Decision("nothing", "", [])
 
 
+def interrupted(wanted: Wanted, found: Found, decision: Decision) -> list[str]:
+    """Return the identifiers of the models that do not answer while a decision is carried out, of those that do now."""
+    before = served(found.declaration)
+    if decision.action == "restart":
+        return sorted(before)
+    if decision.action != "live" or found.declaration == wanted.content:
+        return []
+    after = {model["identifier"]: model for model in wanted.declaration["models"]}
+    return sorted(name for name in before if before[name].get("fingerprint") != after.get(name, {}).get("fingerprint"))
+
+
+def served(declaration: str | None) -> dict[str, dict]:
+    """Return the models of a declaration on disk, by identifier; none of one that is broken."""
+    models = _parsed(declaration).get("models")
+    entries = models if isinstance(models, list) else []
+    return {one["identifier"]: one for one in entries if isinstance(one, dict) and one.get("identifier")}
+
+
+def _parsed(declaration: str | None) -> dict:
+    try:
+        parsed = json.loads(declaration or "")
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
 def _why_start(found: Found) -> str:
     if found.moved_from:
         return f"it moves from launchd domain {found.moved_from}"

@@ -36,6 +36,8 @@ EX_CONFIG = 78
 
 #: Seconds one call of launchctl may take.
 CALL_TIMEOUT = 30.0
+#: Seconds after which launchd that says busy, with no job of that label to be seen, is believed to refuse.
+REFUSAL_SECONDS = 15.0
 
 
 class LaunchdError(Exception):
@@ -337,6 +339,7 @@ class Launchctl:
         """Load the job from its plist; waits while an earlier one of that label is draining."""
         path = self.domain.plist_path(label)
         cured = set()
+        alone_since = None
         while True:
             result = self._call("bootstrap", self.domain.target, path)
             if result.rc == 0:
@@ -353,7 +356,10 @@ class Launchctl:
                 continue
             if result.rc not in BUSY:
                 raise self._error(label, f"launchctl bootstrap failed ({result.rc}): {result.said()}")
-            if self.clock() >= deadline:
+            # What drains can still be seen. Without it, launchd means the plist.
+            now = self.clock()
+            alone_since = None if self.job(label) else (now if alone_since is None else alone_since)
+            if now >= deadline or (alone_since is not None and now - alone_since >= REFUSAL_SECONDS):
                 raise self._error(
                     label,
                     f"launchctl bootstrap kept answering {result.rc} ({result.said()}). Either an earlier job of that "

@@ -43,6 +43,15 @@ def differences(wanted: list[WantedModel], entries: list[dict]) -> list[str]:
     return found
 
 
+def busy(entries: list[dict], identifiers: list[str]) -> dict[str, int]:
+    """Return identifier to number of requests, running and waiting, of those of the models that have any."""
+    counts = {
+        entry.get("identifier"): max(entry.get("queued") or 0, int(entry.get("status") not in (None, "idle")))
+        for entry in entries
+    }
+    return {name: counts[name] for name in identifiers if counts.get(name)}
+
+
 def strangers(wanted: list[WantedModel], *identifiers: str) -> list[str]:
     """Return those of the identifiers that nobody wants."""
     return sorted(set(identifiers) - {model.identifier for model in wanted})

@@ -19,6 +19,8 @@ from ._files import atomic_write, canonical_json, make_directory, read_json
 
 FORMAT = 1
 DEPLOYMENTS = "deployments.json"
+#: What the deployments were before their last change. Nobody but `wanted_entries` reads it.
+FORMER = "former.json"
 ROUTINGS = ("round_robin", "shuffle", "least_busy", "usage")
 OWNERS = ("operator", "rollout", "guard")
 
@@ -65,7 +67,8 @@ class State(NamedTuple):
 
     `pauses` is owner to {"generation", "paused": {id: {"reason", "since", "until"?}}}. `generation` is the highest one
     seen anywhere, so that the next one is new to every worker. `broken` names the files that are there but make no
-    sense. `groups` is model group to {"fallbacks"?, "context_window_fallbacks"?}, lists of model groups.
+    sense. `groups` is model group to {"fallbacks"?, "context_window_fallbacks"?}, lists of model groups. `former` is id
+    to the entry that it had before its last change.
     """
 
     generation: int
@@ -75,6 +78,7 @@ class State(NamedTuple):
     pauses: dict
     broken: tuple = ()
     groups: Mapping = {}
+    former: Mapping = {}
 
 
 class Pausing(NamedTuple):
@@ -93,13 +97,17 @@ class Pausing(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to write (`files`: name to document), the state after it, and in lists of ids what that means."""
+    """What to write (`files`: name to document), the state after it, and in lists of ids what that means.
+
+    `resumed` is id to the seconds of a pause that ends with it.
+    """
 
     files: dict
     state: State
     added: list
     changed: list
     removed: list
+    resumed: dict
 
 
 def entry(deployment: Mapping) -> dict:
@@ -123,7 +131,8 @@ def is_defined(deployment: Mapping) -> bool:
 def wanted_entries(deployments: Iterable[Mapping], purge: bool, state: State) -> dict:
     """Return id to entry as it is to be. Without `purge` what is not named stays as it is.
 
-    What is named without being described stays as it is too, if it is there.
+    What is named without being described stays as it is too, if it is there. What is to be as it was before its last
+    change is so, where that is known.
     """
     before = state.deployments or {}
     wanted = {} if purge else dict(before)
@@ -131,7 +140,9 @@ def wanted_entries(deployments: Iterable[Mapping], purge: bool, state: State) ->
         name = deployment["id"]
         if deployment.get("state") == "absent":
             wanted.pop(name, None)
-        elif is_defined(deployment):
+        elif deployment.get("state") == "former" and name in state.former:
+            wanted[name] = state.former[name]
+        elif is_defined(deployment) and deployment.get("state") != "kept":
             wanted[name] = entry(deployment)
         elif name in before:
             wanted[name] = before[name]
@@ -224,7 +235,7 @@ def fleet_problems(named: Iterable[Mapping], after: Mapping, pausing: Pausing | 
         f"there is no deployment {deployment['id']}: give it a model_group, model and api_base to add it. "
         f"There are: {known}"
         for deployment in named
-        if deployment.get("state") != "absent" and deployment["id"] not in after
+        if deployment.get("state") not in ("absent", "kept") and deployment["id"] not in after
     )
     if pausing and not pausing.only and pause_file(pausing.owner) in state.broken:
         found.append(
@@ -262,11 +273,21 @@ def plan(
             "groups": groups,
             "deployments": [after[name] for name in sorted(after)],
         }
+    changed = sorted(name for name in after if name in before and after[name] != before[name])
+    former = {**state.former, **{name: before[name] for name in changed}}
+    if former != state.former:
+        files[FORMER] = {
+            "format": FORMAT,
+            "generation": generation,
+            "deployments": [former[name] for name in sorted(former)],
+        }
+    resumed = {}
     pauses = dict(state.pauses)
     if pausing:
         name = pause_file(pausing.owner)
         held = current_pauses(pauses[pausing.owner]["paused"], now) if pausing.owner in pauses else {}
         kept = pauses_after(pausing, held, now)
+        resumed = {name: max(0.0, now - pause.get("since", now)) for name, pause in held.items() if name not in kept}
         if kept != held or name in state.broken:
             pauses[pausing.owner] = {"generation": generation, "paused": kept}
             files[name] = {"format": FORMAT, **pauses[pausing.owner]}
@@ -278,13 +299,15 @@ def plan(
         pauses=pauses,
         broken=tuple(name for name in state.broken if name not in files),
         groups=groups if known or DEPLOYMENTS in files else {},
+        former=former,
     )
     return Plan(
         files=files,
         state=state_after,
         added=sorted(set(after) - set(before)),
-        changed=sorted(name for name in after if name in before and after[name] != before[name]),
+        changed=changed,
         removed=sorted(set(before) - set(after)),
+        resumed=resumed,
     )
 
 
@@ -368,6 +391,8 @@ class Worker(NamedTuple):
     error: str | None
     deployments: list
     in_flight: dict
+    started_at: float
+    outcomes: dict
 
     def said(self) -> str:
         """Return the report in a few words, for a message."""
@@ -435,8 +460,17 @@ class Registry:
         if document is None or entries is None:
             return State(max(seen, default=0), None, None, None, pauses, broken)
         generation = document["generation"]
-        groups = document.get("groups") or {}
-        return State(max([generation, *seen]), document.get("routing"), entries, generation, pauses, broken, groups)
+        kept = _checked(read_json(os.path.join(self.folder, FORMER)), "deployments", list)
+        return State(
+            max([generation, *seen]),
+            document.get("routing"),
+            entries,
+            generation,
+            pauses,
+            broken,
+            document.get("groups") or {},
+            (_by_id(kept["deployments"]) if kept else None) or {},
+        )
 
     def write(self, files: Mapping) -> None:
         """Write the documents of a plan. The pauses come first: what is added paused gets no request in between."""
@@ -467,6 +501,8 @@ class Registry:
                 error=report["error"],
                 deployments=report.get("deployments", []),
                 in_flight=report.get("in_flight", {}),
+                started_at=report.get("started_at", 0.0),
+                outcomes=report.get("outcomes", {}),
             )
             for report in reports
             if isinstance(report, dict)

@@ -64,14 +64,29 @@ class Home(NamedTuple):
     after: dict
     changes: list[Change]
 
+    @property
+    def instance(self) -> str:
+        return os.path.basename(self.path)
+
     def differs(self) -> bool:
         return self.before != self.after or any(change.changed for change in self.changes)
 
 
+def reverted(home: Home) -> Home:
+    """Return what puts back what a plan for `home` has changed."""
+    changes = [change._replace(before=change.after, after=change.before) for change in home.changes]
+    return Home(home.path, home.after, home.before, changes)
+
+
+def managed(home: str) -> dict:
+    """Return which keys of which model file were set here, {path: {section: [key]}}."""
+    stored = read_json(os.path.join(home, _MEMORY))
+    return stored if isinstance(stored, dict) else {}
+
+
 def plan_home(instance: str, home: str, entries: list[dict]) -> Home:
     """Return what the files of one instance need; reads only. Raises TuningError."""
-    stored = read_json(os.path.join(home, _MEMORY))
-    before = stored if isinstance(stored, dict) else {}
+    before = managed(home)
     after = {}
     changes = []
     for entry in entries:

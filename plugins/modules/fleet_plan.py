@@ -433,6 +433,55 @@ options:
         Only files that this collection has fetched, and none of a model that is loaded on any instance.
     type: bool
     default: false
+  lmfleet_batch:
+    description:
+      - How many Macs are changed at the same time, a number or a share of them, where a change interrupts what they
+        serve. A batch never leaves a model group less than O(lmfleet_min_capacity).
+    type: str
+    default: 25%
+  lmfleet_canary:
+    description:
+      - Whether one Mac is changed by itself before the first batch.
+    type: bool
+    default: true
+  lmfleet_canary_bake_seconds:
+    description:
+      - How many seconds that Mac then serves before the others follow. If more of its requests fail meanwhile, or the
+        first token takes longer, than at the other deployments of the model group, it gets back what it had, and the
+        run stops. V(0) to go on at once.
+    type: int
+    default: 30
+  lmfleet_rollback:
+    description:
+      - What gets back what it had when a change fails. V(mac), the Mac that failed; those that were changed before stay
+        as they are. V(fleet), also all others that the same run has changed. Instances that were new stay, and those
+        that were removed stay removed. With C(gateway_deployments_registry=api) it is always V(mac).
+    type: str
+    choices: [mac, fleet]
+    default: mac
+  lmfleet_ignore_unreachable:
+    description:
+      - Whether a run goes on without the Macs that cannot be reached at its start. What the gateways know of them stays
+        as it is; they notice by themselves what does not answer. Otherwise a run stops before it changes anything.
+    type: bool
+    default: false
+  lmfleet_min_capacity:
+    description:
+      - How many of its deployments each model group keeps while instances are changed, a number or a share. Where it is
+        not set, all but those of one Mac, and at least one.
+    type: str
+  lmfleet_allow_downtime:
+    description:
+      - Whether a model group may be without any deployment while its instance is changed. With a single Mac there is no
+        other way. Otherwise such a run stops before anything is changed.
+    type: bool
+    default: false
+  lmfleet_drain_timeout:
+    description:
+      - How many seconds requests that run may take to end, before an instance is changed. A run fails rather than cut
+        them off.
+    type: int
+    default: 300
   lmfleet_lock_timeout:
     description:
       - How many seconds a run waits for another run against the same fleet to end, before it fails.

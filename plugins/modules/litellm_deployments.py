@@ -83,8 +83,11 @@ options:
           - V(present) is there, V(absent) is not. V(paused) is there, and gets no new requests until O(owner) lifts the
             pause; requests that it has already go on, and a request for its id still reaches it.
           - Where O(owner) is set, V(present) and V(absent) lift the pause of that owner. Otherwise they lift none.
+          - V(former) is there as it was before this module changed it last, where that is known, whatever else is said
+            of it here. It lifts no pause. Not for O(registry=api).
+          - V(kept) stays as it is, paused or not, and is not there if it was not.
         type: str
-        choices: [present, paused, absent]
+        choices: [present, paused, absent, former, kept]
         default: present
       model_group:
         description:
@@ -300,6 +303,10 @@ deployments:
   returned: success
   type: list
   elements: str
+groups:
+  description: Model group of each deployment of the gateway, by id.
+  returned: success
+  type: dict
 added:
   description: Ids that are new.
   returned: success
@@ -318,10 +325,15 @@ removed:
 paused:
   description:
     - Id of each paused deployment, with the owners of its pauses, why, since when and until when, in seconds since the
-      epoch.
+      epoch. In check mode those that are, not those that would be.
   returned: success
   type: dict
   sample: {mac-2-chat-a-smollm2: {operator: {reason: memory upgrade, since: 1795382112.5, until: 1795389312.5}}}
+resumed:
+  description: Id of each deployment whose pause by O(owner) has ended with this task, to the seconds that it took.
+  returned: success
+  type: dict
+  sample: {mac-2-chat-a-smollm2: 41.7}
 problem:
   description: What the gateway's workers have not applied of what the registry had before this task.
   returned: in check mode, when there is something
@@ -368,7 +380,7 @@ POLL_SECONDS = 0.1
 
 DEPLOYMENT = {
     "id": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["present", "paused", "absent"], "default": "present"},
+    "state": {"type": "str", "choices": ["present", "paused", "absent", "former", "kept"], "default": "present"},
     "model_group": {"type": "str"},
     "model": {"type": "str"},
     "api_base": {"type": "str"},
@@ -409,7 +421,7 @@ def pausing(params):
         return None
     if (params["expire_after"] or 0) < 0:
         raise ValueError(f"expire_after must be a number of seconds, or 0, not {params['expire_after']:g}")
-    resumed = [deployment["id"] for deployment in deployments if deployment["state"] != "paused"]
+    resumed = [deployment["id"] for deployment in deployments if deployment["state"] in ("present", "absent")]
     return Pausing(params["owner"], paused, resumed, params["purge_pauses"], params["reason"], params["expire_after"])
 
 
@@ -477,6 +489,8 @@ def api_registry(params):
             "routing is for the registry in a folder; a gateway with a database takes routing_strategy of "
             "litellm_router_settings"
         )
+    if any(deployment["state"] == "former" for deployment in params["deployments"] or []):
+        raise ValueError("state former is for the registry in a folder: a database does not say what it had before")
     for group in params["model_groups"] or []:
         if group["fallbacks"] or group["context_window_fallbacks"]:
             raise ValueError(
@@ -530,10 +544,12 @@ def apply_api(module, registry, asked):
         "generation": planned.state.generation,
         "routing": None,
         "deployments": sorted(planned.state.deployments),
+        "groups": {name: entry["model_name"] for name, entry in planned.state.deployments.items()},
         "added": planned.added,
         "updated": planned.changed,
         "removed": planned.removed,
-        "paused": paused_by(planned.state, now),
+        "paused": paused_by(state if module.check_mode else planned.state, now),
+        "resumed": planned.resumed,
         "workers": [],
         "diff": diff if todo else {"before": "", "after": ""},
     }
@@ -588,10 +604,12 @@ def main():
         "generation": planned.state.generation,
         "routing": planned.state.routing,
         "deployments": sorted(planned.state.deployments or {}),
+        "groups": {name: entry["model_name"] for name, entry in (planned.state.deployments or {}).items()},
         "added": planned.added,
         "updated": planned.changed,
         "removed": planned.removed,
-        "paused": paused_by(planned.state, time.time()),
+        "paused": paused_by(registry.read() if module.check_mode else planned.state, time.time()),
+        "resumed": planned.resumed,
         "workers": [],
         "diff": diff,
     }

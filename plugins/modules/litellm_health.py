@@ -51,6 +51,27 @@ options:
       - Folder of the gateway's registry. With it the task also waits until each worker of the gateway knows every
         deployment of the registry. What C(/model/info) of the gateway shows is the view of one worker only.
     type: path
+  idle:
+    description:
+      - Ids of deployments. The task also waits until no worker has a request in flight to one of them. Needs
+        O(registry). Pause them first, or there is no end to it.
+    type: list
+    elements: str
+  watch:
+    description:
+      - Ids of deployments that have just been changed. The task then looks at the requests of O(watch_seconds), and
+        fails as soon as more of them fail there, or the first token takes longer there, than at the other deployments
+        of the same model group. Needs O(registry).
+      - Worse is a share of failed attempts that is 5 points larger, with at least 2 of them, or a first token that
+        takes on average more than twice as long and half a second, with at least 5 streams on both sides. Where there
+        is less to compare, nothing is found.
+    type: list
+    elements: str
+  watch_seconds:
+    description:
+      - How long to look at the deployments in O(watch).
+    type: float
+    default: 60
   timeout:
     description:
       - Seconds to wait until the gateway is ready and all deployments have answered.
@@ -73,6 +94,20 @@ EXAMPLES = r"""
     url: http://127.0.0.1:4000
     master_key_file: ~/.lmfleet/gateway/master_key
     deployments: [mac-1-chat-a-smollm2, mac-2-chat-a-smollm2]
+
+- name: Wait until nobody waits for an answer of a deployment
+  lmfleet.mac.litellm_health:
+    url: http://127.0.0.1:4000
+    registry: ~/.lmfleet/gateway/registry
+    idle: [mac-2-chat-a-smollm2]
+    timeout: 300
+
+- name: See that a deployment does as well as the others for a minute
+  lmfleet.mac.litellm_health:
+    url: http://127.0.0.1:4000
+    registry: ~/.lmfleet/gateway/registry
+    watch: [mac-2-chat-a-smollm2]
+    watch_seconds: 60
 
 - name: See that each worker knows all deployments
   lmfleet.mac.litellm_health:
@@ -139,6 +174,21 @@ workers:
       description: Number of requests in flight by id of the deployment, where there are any.
       type: dict
       returned: always
+    started_at:
+      description: When it began, in seconds since 1970.
+      type: float
+      returned: always
+    outcomes:
+      description:
+        - What has come of its requests since it began. C(failed_requests) are those of clients that failed whatever was
+          tried for them. C(deployments) has for each deployment requests that ended there (C(ended)), attempts that
+          failed (C(failed)), streams (C(streams)) and the seconds until their first token in all
+          (C(first_token_seconds)).
+      type: dict
+      returned: always
+      sample:
+        failed_requests: 0
+        deployments: {mac-1-chat-a-smollm2: {ended: 9, streams: 4, first_token_seconds: 0.8}}
     error:
       description: What is wrong with the files of the registry, or nothing.
       type: str
@@ -152,6 +202,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._files import read_bytes
 from ..module_utils._litellm_http import Gateway, KeyRefusedError, Probe
+from ..module_utils._outcomes import between, worse
 from ..module_utils._registry import Registry, unknown_to, waiting_for
 
 POLL_SECONDS = 0.5
@@ -180,6 +231,42 @@ def wait_for_workers(registry: Registry, deadline: float) -> tuple:
                 problem = f"worker {worker.pid} to know {', '.join(unknown)}"
         if not problem or time.monotonic() >= deadline:
             return workers, problem
+        time.sleep(POLL_SECONDS)
+
+
+def wait_until_idle(registry: Registry, idle: list[str], since: float, deadline: float) -> str:
+    """Return "" once no worker has requests in flight to `idle`, or who has at `deadline` (monotonic seconds).
+
+    A report from before `since` (epoch seconds) says nothing: a request may have begun after it.
+    """
+    while True:
+        workers = registry.workers(time.time())
+        late = [worker for worker in workers if time.time() - worker.age < since]
+        busy = {name: worker.in_flight[name] for worker in workers for name in idle if worker.in_flight.get(name)}
+        if not late and not busy:
+            return ""
+        if time.monotonic() >= deadline:
+            if busy:
+                return "requests to end: " + ", ".join(f"{name} has {count}" for name, count in sorted(busy.items()))
+            return f"the worker {late[0].pid} to report"
+        time.sleep(POLL_SECONDS)
+
+
+def watch(registry: Registry, chosen: list[str], seconds: float) -> str:
+    """Return in which way `chosen` do worse than the others of their model groups in `seconds`, "" when they do not."""
+    groups = {name: found["model_name"] for name, found in (registry.read().deployments or {}).items()}
+    before, deadline = registry.workers(time.time()), time.monotonic() + seconds
+    while True:
+        seen = between(before, registry.workers(time.time()))
+        for group in sorted({groups[name] for name in chosen if name in groups}):
+            members = [name for name in groups if groups[name] == group]
+            problem = worse(
+                seen, [name for name in members if name in chosen], [name for name in members if name not in chosen]
+            )
+            if problem:
+                return problem
+        if time.monotonic() >= deadline:
+            return ""
         time.sleep(POLL_SECONDS)
 
 
@@ -233,10 +320,14 @@ def main() -> None:
             "master_key_file": {"type": "path", "no_log": False},
             "deployments": {"type": "list", "elements": "str", "default": []},
             "registry": {"type": "path"},
+            "idle": {"type": "list", "elements": "str"},
+            "watch": {"type": "list", "elements": "str"},
+            "watch_seconds": {"type": "float", "default": 60},
             "timeout": {"type": "float", "default": 60},
             "probe_timeout": {"type": "float", "default": 60},
         },
         mutually_exclusive=[("master_key", "master_key_file")],
+        required_by={"idle": "registry", "watch": "registry"},
         supports_check_mode=True,
     )
     params = module.params
@@ -246,7 +337,7 @@ def main() -> None:
         gateway = Gateway(params["url"], master_key(params))
     except ValueError as error:
         module.fail_json(msg=str(error))
-    began = time.monotonic()
+    began, since = time.monotonic(), time.time()
     deadline = began + params["timeout"]
     problem = wait_until_ready(gateway, deadline)
     if problem and module.check_mode:
@@ -258,11 +349,18 @@ def main() -> None:
         )
     result = {"changed": False, "ready_after": round(time.monotonic() - began, 3)}
     if params["registry"]:
-        workers, problem = wait_for_workers(Registry(params["registry"]), deadline)
-        names = ("pid", "age", "generation", "deployments", "in_flight", "error")
+        registry = Registry(params["registry"])
+        workers, problem = wait_for_workers(registry, deadline)
+        if params["idle"] and not problem and not module.check_mode:
+            problem = wait_until_idle(registry, params["idle"], since, deadline)
+        names = ("pid", "age", "generation", "deployments", "in_flight", "started_at", "outcomes", "error")
         result["workers"] = [{name: getattr(worker, name) for name in names} for worker in workers]
         if problem:
             module.fail_json(msg=f"Waited {params['timeout']:g} s for {problem}. Look at the gateway's log.", **result)
+        if params["watch"] and not module.check_mode:
+            problem = watch(registry, params["watch"], params["watch_seconds"])
+            if problem:
+                module.fail_json(msg=f"Since it was changed it does worse than the others. {problem}.", **result)
     try:
         outcomes = probe_all(gateway, params["deployments"], deadline, params["probe_timeout"])
     except KeyRefusedError as error:

@@ -35,9 +35,8 @@ options:
         type: str
         required: true
       url:
-        description: Where the server listens, without a path.
+        description: Where the server listens, without a path. Required unless O(idle).
         type: str
-        required: true
       home:
         description: The home of the instance, for O(lms).
         type: path
@@ -74,6 +73,12 @@ options:
       - The CLI on this Mac. It is then asked as well what each instance with an O(instances[].home) has loaded, which
         also shows models that are unloaded after a while.
     type: path
+  idle:
+    description:
+      - Whether to wait, instead of anything else, until none of O(instances[].models) has a request running or waiting,
+        as O(lms) tells, which this needs. An instance whose O(lms) does not answer has none.
+    type: bool
+    default: false
   probe:
     description: V(completion) sends one short completion, or one embedding, to each model once it is loaded.
     type: str
@@ -111,6 +116,16 @@ EXAMPLES = r"""
       - {name: chat-b, url: "http://127.0.0.1:1235"}
     timeout: 0
     fail: false
+
+- name: Wait until a model has nothing to do
+  lmfleet.mac.lmstudio_health:
+    instances:
+      - name: chat-a
+        home: /Users/admin/.lmfleet/instances/chat-a
+        models: [{identifier: smollm2}]
+    lms: /Users/admin/.lmfleet/llmster/0.0.25-1/.lmstudio/bin/lms
+    idle: true
+    timeout: 300
 
 - name: Look whether exactly the declared models are loaded
   lmfleet.mac.lmstudio_health:
@@ -163,6 +178,10 @@ instances:
       type: list
       elements: str
       returned: always
+    busy:
+      description: Number of requests running or waiting by identifier, where there are any.
+      type: dict
+      returned: with O(idle), and then beside name, ready and last_seen only
     probes:
       description: One entry per model when probes were asked for and the models are loaded.
       type: list
@@ -215,6 +234,8 @@ def wanted_models(entry: dict) -> list[WantedModel]:
 
 def watch(entry: dict, params: dict, deadline: float) -> dict:
     """Look at one server until it is ready or the deadline (monotonic seconds) is over; return its result."""
+    if params["idle"]:
+        return watch_idle(entry, params, deadline)
     url = entry["url"].rstrip("/")
     wanted = wanted_models(entry)
     while True:
@@ -226,6 +247,17 @@ def watch(entry: dict, params: dict, deadline: float) -> dict:
             result["ready"] = all(one["ok"] for one in result["probes"])
         if result["ready"] or time.monotonic() + _INTERVAL >= deadline:
             return result
+        time.sleep(_INTERVAL)
+
+
+def watch_idle(entry: dict, params: dict, deadline: float) -> dict:
+    """Ask lms of one instance until its models have nothing to do, or the deadline is over; return the result."""
+    names = [model["identifier"] for model in entry["models"]]
+    while True:
+        entries, trouble = _loaded.listed(params["lms"], entry["home"], _LMS_TIMEOUT)
+        busy = _loaded.busy(entries, names)
+        if not busy or time.monotonic() + _INTERVAL >= deadline:
+            return {"name": entry["name"], "ready": not busy, "busy": busy, "last_seen": trouble or "lms answers"}
         time.sleep(_INTERVAL)
 
 
@@ -255,6 +287,9 @@ def look_at(entry: dict, wanted: list[WantedModel], url: str, params: dict) -> d
 
 def complaint(url: str, result: dict, exact: bool) -> str:
     """Return in words why an instance is not ready."""
+    if "busy" in result:
+        counts = ", ".join(f"{name} has {count}" for name, count in result["busy"].items())
+        return f"instance {result['name']} has requests running or waiting: {counts}. Last seen: {result['last_seen']}"
     reasons = [f"not loaded: {', '.join(result['missing'])}"] if result["missing"] else []
     reasons += result["differences"]
     reasons += [f"{name} is loaded, and not declared" for name in result["unmanaged"] if exact]
@@ -271,7 +306,7 @@ def main() -> None:
                 "required": True,
                 "options": {
                     "name": {"type": "str", "required": True},
-                    "url": {"type": "str", "required": True},
+                    "url": {"type": "str"},
                     "home": {"type": "path"},
                     "api_token": {"type": "str", "no_log": True},
                     "models": {
@@ -289,11 +324,13 @@ def main() -> None:
             },
             "exact": {"type": "bool", "default": False},
             "lms": {"type": "path"},
+            "idle": {"type": "bool", "default": False},
             "probe": {"type": "str", "choices": ["none", "completion"], "default": "none"},
             "timeout": {"type": "int", "default": 60},
             "request_timeout": {"type": "int", "default": 5},
             "fail": {"type": "bool", "default": True},
         },
+        required_if=[("idle", True, ["lms"])],
         supports_check_mode=True,
     )
     params = module.params
@@ -310,7 +347,8 @@ def main() -> None:
     ]
     if complaints and params["fail"]:
         waited = f"after {params['timeout']} s" if params["timeout"] else "on the one look asked for"
-        module.fail_json(msg=f"not ready {waited}: " + " | ".join(complaints), instances=results)
+        state = "not idle" if params["idle"] else "not ready"
+        module.fail_json(msg=f"{state} {waited}: " + " | ".join(complaints), instances=results)
     module.exit_json(changed=False, instances=results)
 
 

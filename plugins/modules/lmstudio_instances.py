@@ -120,6 +120,24 @@ options:
       - Models that are loaded and not declared are another matter, see C(purge) in O(instances[].declaration).
     type: bool
     default: true
+  only:
+    description:
+      - Names of the instances that may be changed, started or removed now. The others stay as they are, whatever is
+        declared for them. All may be, when it is not set.
+    type: list
+    elements: str
+  restore:
+    description:
+      - Whether an instance that was running, and does not become ready as declared, gets its former declaration,
+        property list and tuning files back. The task fails all the same, and tells whether that one answers.
+    type: bool
+    default: false
+  revert:
+    description:
+      - Puts back what the instances in O(only) had before this module changed them last, whatever is declared for them.
+        What was new or is removed by then has nothing to go back to.
+    type: bool
+    default: false
   timeout:
     description: Seconds an instance may take until it serves all its models.
     type: int
@@ -154,6 +172,20 @@ EXAMPLES = r"""
     fields:
       - {key: llm.load.contextLength, value: 4096}
 
+- name: Put back what an instance had before its last change
+  lmfleet.mac.lmstudio_instances:
+    directory: /Users/admin/.lmfleet/instances
+    models_directory: /Users/admin/.lmfleet/models
+    runner:
+      path: /Users/admin/.lmfleet/instance_runner.pyz
+      files: "{{ runner_files }}"
+    instances:
+      - name: chat-a
+        declaration: "{{ lookup('ansible.builtin.template', 'instance.json.j2') }}"
+        plist: "{{ lookup('ansible.builtin.template', 'instance.plist.j2') }}"
+    only: [chat-a]
+    revert: true
+
 - name: Remove all instances
   lmfleet.mac.lmstudio_instances:
     directory: /Users/admin/.lmfleet/instances
@@ -179,6 +211,19 @@ instances:
       description:
         - V(nothing), V(live) (its models changed while it runs), V(restart), V(start) or V(remove).
       type: str
+      returned: always
+    interrupted:
+      description: Identifiers of the models that answer now, and do not while that is done.
+      type: list
+      elements: str
+      returned: always
+    tuning:
+      description: Whether any of its tuning files changes.
+      type: bool
+      returned: always
+    restored:
+      description: Whether it got its former declaration back, because it did not become ready, and serves with it.
+      type: bool
       returned: always
     why:
       description: The reason for the action, empty for V(nothing).
@@ -264,6 +309,7 @@ from typing import NamedTuple
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._files import LockTimeoutError, exclusive, file_diff, make_directory
+from ..module_utils._former import Former, recall, remember
 from ..module_utils._instance_host import InstanceHost, Leftover, Outcome, Runner
 from ..module_utils._instances import (
     Decision,
@@ -272,17 +318,22 @@ from ..module_utils._instances import (
     Wanted,
     check_together,
     indistinct,
+    interrupted,
     parse_wanted,
+    served,
     shown,
 )
 from ..module_utils._launchd import SYSTEM_FOLDER, Domain, Launchctl, LaunchdError, canonical, domain_for
 from ..module_utils._tuning import TuningError
-from ..module_utils._tuning_files import FILE_OPTIONS, Change, Home, plan_home, write
+from ..module_utils._tuning_files import FILE_OPTIONS, Change, Home, plan_home, reverted, write
 from ..module_utils._zipapp import build
 
 
 class Plan(NamedTuple):
-    """Everything a run will do: what to take away first, then each instance with what was found and decided."""
+    """Everything a run will do: what to take away first, then each instance with what was found and decided.
+
+    `parting` has the models of what goes.
+    """
 
     moved: list[Leftover]
     departed: list[Leftover]
@@ -290,6 +341,7 @@ class Plan(NamedTuple):
     found: dict[str, Found]
     decisions: dict[str, Decision]
     tunings: list[Home]
+    parting: dict[str, list[str]]
 
     def changes_anything(self) -> bool:
         return (
@@ -330,8 +382,19 @@ def moved_jobs(host: InstanceHost, wanted: list[Wanted], purge: bool, user: str)
     return [Leftover(name, Launchctl(other), name not in declared and host.has_home(name)) for name in names]
 
 
-def plan_tunings(host: InstanceHost, wanted: list[Wanted], files: list[dict] | None) -> list[Home]:
+def former_ones(host: InstanceHost, wanted: list[Wanted], params: dict) -> dict[str, Former]:
+    """Return what is to be put back, by name. Raises InstanceError when there is nothing."""
+    if not params["revert"]:
+        return {}
+    return {one.name: recall(one.name, host.home(one.name)) for one in wanted if one.name in (params["only"] or [])}
+
+
+def plan_tunings(
+    host: InstanceHost, wanted: list[Wanted], files: list[dict] | None, former: dict[str, Former]
+) -> list[Home]:
     """Return what the tuning files of each instance need. Raises InstanceError, TuningError."""
+    if former:
+        return [one.tunings for one in former.values()]
     if files is None:
         return []
     strangers = sorted({file["instance"] for file in files} - {one.name for one in wanted})
@@ -343,13 +406,21 @@ def plan_tunings(host: InstanceHost, wanted: list[Wanted], files: list[dict] | N
     ]
 
 
+def may_change(params: dict, name: str) -> bool:
+    return params["only"] is None or name in params["only"]
+
+
 def make_plan(host: InstanceHost, wanted: list[Wanted], params: dict, user: str) -> Plan:
     """Look at everything and decide; raise an error for what would go wrong halfway."""
-    purge = params["purge_instances"]
-    tunings = plan_tunings(host, wanted, params["tunings"])
-    moved = moved_jobs(host, wanted, purge, user)
+    former = former_ones(host, wanted, params)
+    wanted = [former[one.name].wanted if one.name in former else one for one in wanted]
+    purge = params["purge_instances"] and not params["revert"]
+    tunings = plan_tunings(host, wanted, params["tunings"], former)
+    tunings = [home for home in tunings if may_change(params, home.instance)]
+    moved = [one for one in moved_jobs(host, wanted, purge, user) if may_change(params, one.name)]
     gone = {one.name for one in moved}
     departed = [one for one in host.leftovers(wanted) if one.name not in gone] if purge else []
+    departed = [one for one in departed if may_change(params, one.name)]
     from_domain = {one.name: one.launchctl.domain.kind for one in moved}
     disabled = host.launchctl.disabled() if wanted else set()
     found = dict(
@@ -358,11 +429,15 @@ def make_plan(host: InstanceHost, wanted: list[Wanted], params: dict, user: str)
             in_parallel(lambda one: host.find(one, from_domain.get(one.name), one.service.label in disabled), wanted),
         )
     )
-    decisions = {one.name: host.decide(one, found[one.name]) for one in wanted}
+    decisions = {
+        one.name: host.decide(one, found[one.name]) if may_change(params, one.name) else Decision("nothing", "", [])
+        for one in wanted
+    }
     if any(one.action in ("start", "restart") for one in decisions.values()):
         host.launchctl.require_domain()
     host.require_ports(wanted, decisions)
-    return Plan(moved, departed, wanted, found, decisions, tunings)
+    parting = {one.name: sorted(served(host.declaration(one.name))) for one in (*moved, *departed)}
+    return Plan(moved, departed, wanted, found, decisions, tunings, parting)
 
 
 def carry_out(host: InstanceHost, plan: Plan, params: dict) -> list[Outcome]:
@@ -374,10 +449,48 @@ def carry_out(host: InstanceHost, plan: Plan, params: dict) -> list[Outcome]:
     host.clean_up()
     if plan.wanted:
         host.write_runner()
+    keep_former(host, plan, params)
     for home in plan.tunings:
         write(home, params["lock_timeout"])
-    return in_parallel(
-        lambda one: host.converge(one, plan.found[one.name], plan.decisions[one.name], timeout), plan.wanted
+    changing = [one for one in plan.wanted if may_change(params, one.name)]
+    outcomes = in_parallel(
+        lambda one: host.converge(one, plan.found[one.name], plan.decisions[one.name], timeout), changing
+    )
+    if params["restore"]:
+        outcomes = in_parallel(lambda outcome: restored(host, plan, outcome, params), outcomes)
+    done = {outcome.name: outcome for outcome in outcomes}
+    return [done.get(outcome.name, outcome) for outcome in preview(plan)]
+
+
+def keep_former(host: InstanceHost, plan: Plan, params: dict) -> None:
+    """Keep what the instances that serve have, before it changes."""
+    tunings = {home.instance: home for home in plan.tunings}
+    for one in plan.wanted:
+        found = plan.found[one.name]
+        changes = plan.decisions[one.name].action in ("live", "restart") and served(found.declaration)
+        if changes and not params["revert"]:
+            remember(host.home(one.name), found, tunings.get(one.name))
+
+
+def restored(host: InstanceHost, plan: Plan, outcome: Outcome, params: dict) -> Outcome:
+    """Put back what an instance had, if it ran and has not become ready; return the outcome with what came of that."""
+    found = plan.found[outcome.name]
+    if not outcome.error or outcome.decision.action not in ("live", "restart") or not served(found.declaration):
+        return outcome
+    try:
+        former = parse_wanted(
+            {"name": outcome.name, "declaration": found.declaration, "plist": found.service.plist or ""}
+        )
+        for home in plan.tunings:
+            if home.instance == outcome.name:
+                write(reverted(home), params["lock_timeout"])
+        now = host.find(former, None, False)
+        again = host.converge(former, now, host.decide(former, now), params["timeout"])
+    except (InstanceError, LaunchdError, LockTimeoutError, OSError) as error:
+        return outcome._replace(error=f"{outcome.error} Its former declaration could not be put back: {error}")
+    told = "and serves" if again.ready else f"and does not serve either: {again.error}"
+    return outcome._replace(
+        error=f"{outcome.error} It has its former declaration back, {told}.", restored=again.ready, status=again.status
     )
 
 
@@ -391,12 +504,17 @@ def preview(plan: Plan) -> list[Outcome]:
     return outcomes
 
 
-def result_of(wanted: Wanted, outcome: Outcome) -> dict:
+def result_of(plan: Plan, wanted: Wanted, outcome: Outcome) -> dict:
     """Return what the module tells of one instance."""
     status = outcome.status
+    stopped = interrupted(wanted, plan.found[wanted.name], plan.decisions[wanted.name])
+    tuning = any(change.changed for change in plan.tuning_files() if change.instance == wanted.name)
     return {
         "name": wanted.name,
         "action": outcome.decision.action,
+        "interrupted": stopped,
+        "tuning": tuning,
+        "restored": outcome.restored,
         "why": outcome.decision.why,
         "pid": outcome.job.pid if outcome.job else None,
         "daemon_pid": status.get("daemon_pid"),
@@ -411,13 +529,16 @@ def result_of(wanted: Wanted, outcome: Outcome) -> dict:
     }
 
 
-def removed(leftover: Leftover) -> dict:
+def removed(leftover: Leftover, models: list[str]) -> dict:
     """Return what the module tells of an instance that is removed."""
     nothing = dict.fromkeys(("pid", "daemon_pid", "control_port", "address", "port"))
     why = "it is not declared"
     return {
         "name": leftover.name,
         "action": "remove",
+        "interrupted": models,
+        "tuning": False,
+        "restored": False,
         "why": why,
         **nothing,
         "ready": False,
@@ -475,12 +596,13 @@ def ensure(module: AnsibleModule) -> dict:
         with exclusive(host.directory, "lmstudio_instances", params["lock_timeout"]):
             plan = make_plan(host, wanted, params, user)
             outcomes = carry_out(host, plan, params)
+    wanted = plan.wanted
     departed = [*plan.departed, *(one for one in plan.moved if one.name not in plan.decisions)]
     result = {
         "changed": plan.changes_anything(),
         "instances": [
-            *(result_of(one, outcome) for one, outcome in zip(wanted, outcomes)),
-            *(removed(leftover) for leftover in departed),
+            *(result_of(plan, one, outcome) for one, outcome in zip(wanted, outcomes)),
+            *(removed(leftover, plan.parting[leftover.name]) for leftover in departed),
         ],
         "diff": diffs(host, plan),
         "tunings": [change.result() for change in plan.tuning_files()],
@@ -522,6 +644,9 @@ def main() -> None:
             "api_tokens": {"type": "dict", "default": {}, "no_log": True},
             "tunings": {"type": "list", "elements": "dict", "options": FILE_OPTIONS},
             "purge_instances": {"type": "bool", "default": True},
+            "only": {"type": "list", "elements": "str"},
+            "restore": {"type": "bool", "default": False},
+            "revert": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 900},
             "lock_timeout": {"type": "int", "default": 120},
         },

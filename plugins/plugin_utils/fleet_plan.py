@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +20,11 @@ from ansible_collections.lmfleet.mac.plugins.plugin_utils.model_sources import (
     source_files,
     source_problems,
 )
+from ansible_collections.lmfleet.mac.plugins.plugin_utils.rollout import amount
 from ansible_collections.lmfleet.mac.plugins.plugin_utils.words import some_of
 
+#: The smallest values that make sense.
+LEAST = {"lmfleet_memory_reserve_mb": 0, "lmfleet_canary_bake_seconds": 0, "lmfleet_drain_timeout": 1}
 # LM Studio's control API takes the first free of these, on loopback: five of them, so five instances.
 CONTROL_PORTS = (41343, 52993, 16141, 39414, 22931)
 MAX_INSTANCES = len(CONTROL_PORTS)
@@ -76,8 +79,7 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
     """
     plan = Plan(gateways=list(gateways))
     for name, host in hosts.items():
-        if host.variables["lmfleet_memory_reserve_mb"] < 0:
-            plan.problems.append(f"{name}: lmfleet_memory_reserve_mb must be at least 0.")
+        plan.problems.extend(f"{name}: {problem}" for problem in _amount_problems(host.variables))
     if not macs:
         plan.problems.append("inventory: the group macs is empty. Put the Macs that are to serve models into it.")
     if not gateways:
@@ -123,6 +125,19 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
             )
     plan.warnings = _warnings(plan)
     return plan
+
+
+def _amount_problems(variables: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the numbers of a host that stand for themselves."""
+    for variable, least in LEAST.items():
+        if variables[variable] < least:
+            yield f"{variable} must be at least {least}."
+    for variable in ("lmfleet_batch", "lmfleet_min_capacity"):
+        if variables.get(variable):
+            try:
+                amount(variables[variable], 1)
+            except ValueError as error:
+                yield f"{variable}: {error}."
 
 
 def _loaded(planned: Mapping[str, Any]) -> list[dict[str, Any]]:

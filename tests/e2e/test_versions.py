@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from as_declared import assert_as_declared
 from fleet_under_test import NETWORK, REPOSITORY, Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
@@ -25,6 +26,7 @@ def converge(fleet, tmp_path):
         for instance in ("chat-a", "chat-b"):
             assert f"/llmster/{version}/" in wanted.wait_until_ready("mac-2", instance)["llmster"]
         assert wanted.play("--limit", "mac-2").succeeded().changed == {"mac-2": 0}
+        assert_as_declared(wanted, "mac-2")
         return run
 
     return converge

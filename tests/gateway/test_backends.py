@@ -96,6 +96,29 @@ def test_one_of_two_killed_in_the_middle_of_300_requests(two, backends, mortal):
     until(lambda: two.ask()[1] == "mac-victim", "the backend is back in rotation")
 
 
+def test_what_was_seen_to_answer_is_asked_at_once(two, backends, mortal):
+    """The end of a pause, and another address, end LiteLLM's own distrust."""
+    victim = mortal("victim")
+    declared = [victim.deployment(cooldown_time=300), backends[0].deployment()]
+    two.declare(declared)
+    victim.kill()
+    two.ask_many(20)
+    again = mortal("victim", victim.server_port)
+    two.pause("operator", declared[1]["id"])
+    assert refusal(two)[0] == 429
+    two.pause("rollout", "mac-victim")
+    two.pause("rollout")
+    until(lambda: two.ask()[1] == "mac-victim", "what was resumed is asked", timeout=20)
+    two.pause("operator")
+    again.kill()
+    two.ask_many(20)
+    elsewhere = mortal("victim")
+    two.declare([elsewhere.deployment(cooldown_time=300), declared[1]])
+    two.pause("operator", declared[1]["id"])
+    until(lambda: two.ask()[1] == "mac-victim", "what has moved is asked", timeout=20)
+    two.pause("operator")
+
+
 def test_all_gone_is_said_plainly_and_ends_by_itself(two, mortal):
     first, second = mortal("first"), mortal("second")
     two.declare([first.deployment(), second.deployment()])

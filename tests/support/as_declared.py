@@ -59,9 +59,9 @@ def listed(fleet: Fleet, host: str, instance: str) -> dict[str, dict]:
     return {entry["identifier"]: entry for entry in json.loads(lms(fleet, host, instance, "ps", "--json"))}
 
 
-def assert_as_declared(fleet: Fleet) -> None:
-    """Assert that both ways to ask agree with the inventory, on every instance of every Mac."""
-    for host in fleet.hosts["all"]["children"]["macs"]["hosts"]:
+def assert_as_declared(fleet: Fleet, *hosts: str) -> None:
+    """Assert that both ways to ask agree with the inventory, on every instance of these Macs, or of all."""
+    for host in hosts or fleet.hosts["all"]["children"]["macs"]["hosts"]:
         instances = declared(fleet, host)
         assert sorted(fleet.on(host, f"ls {ROOT}/instances").split()) == sorted(instances), host
         for name, instance in instances.items():

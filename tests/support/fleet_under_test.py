@@ -58,6 +58,8 @@ class Fleet:
             group: yaml.safe_load((shipped / "group_vars" / f"{group}.yml").read_text())
             for group in ("all", "macs", "gateways")
         }
+        # Most tests change a whole model group at once. How that costs no request is in test_rollout.py.
+        self.variables["all"].update(lmfleet_allow_downtime=True, lmfleet_canary_bake_seconds=0)
         self.variables["all"].update(sandbox_state=STATE, sandbox_mirror=f"http://{NETWORK}.1:8080")
         self.variables["gateways"].update(queue_guard_interval=1, queue_guard_ttl=15)
         chat = {"name": "pretender"}

@@ -46,6 +46,8 @@ TURNS_OWED = 2
 USAGE_SECONDS = 60.0
 # What LiteLLM makes of a backend that is gone, broken or too slow, and of a model group that has none left.
 BACKEND_FAULTS = (408, 429, 500, 502, 503, 504)
+# What a backend says of a request that is wrong, or too large for it.
+CLIENT_FAULTS = (400, 413, 422)
 # How often a request is asked anew whose backend sent a page, such as that of a proxy, instead of a stream.
 ASKED_ANEW = 2
 EMBEDDING_CALLS = ("embeddings", "embedding", "aembedding")
@@ -87,9 +89,10 @@ class Rotation:
 
 
 class Attempt:
-    """Where a client's request is in flight at the moment, if anywhere."""
+    """Where a client's request is in flight at the moment, if anywhere, and since when (monotonic seconds)."""
 
     deployment: str | None = None
+    since = 0.0
     over = False
 
 
@@ -109,7 +112,7 @@ class Load:
         if attempt is None or attempt.over or attempt.deployment == deployment:
             return
         self.end(attempt)
-        attempt.deployment = deployment
+        attempt.deployment, attempt.since = deployment, time.monotonic()
         self.in_flight[deployment] += 1
 
     def end(self, attempt: Attempt | None) -> None:
@@ -133,6 +136,30 @@ class Load:
     def keep(self, ids: set[str]) -> None:
         """Forget the tokens of the deployments that are not in `ids`."""
         self._tokens = {deployment: used for deployment, used in self._tokens.items() if deployment in ids}
+
+
+class Outcomes:
+    """What has come of the requests of this worker, since it began.
+
+    `failed_requests` are those of clients, whatever was tried for them; the rest is by deployment: requests that
+    ended there, attempts that failed, streams and the seconds until their first token, all together.
+    """
+
+    def __init__(self) -> None:
+        self.failed_requests = 0
+        self._of: dict[str, Counter[str]] = {}
+
+    def note(self, deployment: str | None, **amounts: float) -> None:
+        """Add to what came of requests to `deployment`, if there is one."""
+        if deployment is not None:
+            self._of.setdefault(deployment, Counter()).update(amounts)
+
+    def keep(self, ids: set[str]) -> None:
+        """Forget the deployments that are not in `ids`."""
+        self._of = {deployment: counts for deployment, counts in self._of.items() if deployment in ids}
+
+    def report(self) -> dict:
+        return {"failed_requests": self.failed_requests, "deployments": self._of}
 
 
 class Facts:
@@ -285,6 +312,7 @@ class Registry(CustomLogger):
         super().__init__()
         self.rotation = Rotation()
         self.load = Load()
+        self.outcomes = Outcomes()
         self.routing = ROUTINGS[0]
         self.pauses: dict[str, dict[str, dict]] = {}
         self.stopped: set[str] = set()
@@ -321,6 +349,7 @@ class Registry(CustomLogger):
         asyncio.current_task().add_done_callback(lambda _task: self._over(attempt))
 
     def _over(self, attempt: Attempt) -> None:
+        self.outcomes.note(attempt.deployment, ended=1)
         self.load.end(attempt)
         attempt.over = True
 
@@ -331,6 +360,8 @@ class Registry(CustomLogger):
         status = getattr(original_exception, "status_code", None)
         if request_data.get("model") not in self.facts.modes or status not in BACKEND_FAULTS:
             return None
+        self.outcomes.failed_requests += 1
+        self._failed(_attempt.get())  # in the middle of a stream nobody has said so yet
         wait = getattr(original_exception, "cooldown_time", None) or getattr(self._router(), "cooldown_time", None)
         headers = {"Retry-After": str(max(1, math.ceil(wait or 1)))}
         return HTTPException(429 if status == 429 else 503, str(original_exception), headers)
@@ -344,12 +375,18 @@ class Registry(CustomLogger):
             deployment = response._hidden_params.get("model_id")
             if deployment:
                 self.unfit[deployment] = time.monotonic() + wait
+                self.outcomes.note(deployment, failed=1)
             verbose_proxy_logger.warning("lmfleet: %s answered with a page instead of a stream", deployment)
             if again == ASKED_ANEW or not request_data.get("messages"):
                 headers = {"Retry-After": str(max(1, math.ceil(wait)))}
                 raise HTTPException(503, f"The backend {deployment} answered with a page instead of a stream.", headers)
             response = await self._router().acompletion(**request_data)
+        attempt = _attempt.get()
         async for chunk in response:
+            if attempt is not None and attempt.deployment is not None:
+                first_token = time.monotonic() - attempt.since
+                self.outcomes.note(attempt.deployment, streams=1, first_token_seconds=first_token)
+            attempt = None
             yield chunk
 
     async def async_filter_deployments(
@@ -418,7 +455,12 @@ class Registry(CustomLogger):
 
     async def async_post_call_failure_deployment_hook(self, request_data, exception, call_type, fallback_depth=None):
         """Note the end of an attempt that failed (LiteLLM's hook)."""
-        self.load.end(_attempt.get())
+        self._failed(_attempt.get(), getattr(exception, "status_code", None))
+
+    def _failed(self, attempt: Attempt | None, status: int | None = None) -> None:
+        if attempt is not None and status not in CLIENT_FAULTS:
+            self.outcomes.note(attempt.deployment, failed=1)
+        self.load.end(attempt)
 
     async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
         """Note what a request has used (LiteLLM's hook)."""
@@ -465,7 +507,9 @@ class Registry(CustomLogger):
     async def _refresh(self, router) -> bool:
         # Pauses first: a deployment that is added paused must not get a request in between.
         changed = self._refresh_pauses()
+        before = self.stopped
         self.stopped, self.advised = paused_now(self.pauses, time.time())
+        await self._trust(router, before - self.stopped)
         if self._deployments.refresh():
             self._pending = self._deployments.content
         if self._pending:
@@ -473,6 +517,15 @@ class Registry(CustomLogger):
             self._pending = None
             changed = True
         return changed
+
+    async def _trust(self, router, deployments: set[str]) -> None:
+        """Forget the failures of deployments: whoever ends a pause, or moves one, has seen to it that they answer."""
+        cooldowns = getattr(router, "cooldown_cache", None)
+        store = getattr(cooldowns, "cooldown_store", None)  # another LiteLLM may have none
+        for deployment in deployments:
+            self.unfit.pop(deployment, None)
+            if store is not None:
+                await store.async_delete_cache(cooldowns.get_cooldown_cache_key(deployment))
 
     def _refresh_pauses(self) -> bool:
         with contextlib.suppress(OSError):
@@ -494,6 +547,7 @@ class Registry(CustomLogger):
         # A worker that starts has nothing to serve yet: it takes all before it answers anyone.
         pause_after = UPSERTS_IN_A_ROW if self._applied else len(wanted) + 1
         different = [item for item in wanted.items() if self._applied.get(item[0]) != item[1]]
+        moved = {deployment_id for deployment_id, _deployment in different if deployment_id in self._applied}
         for count, (deployment_id, deployment) in enumerate(different, start=1):
             reason = self._upsert(router, deployment_id, deployment)
             if reason:
@@ -503,6 +557,7 @@ class Registry(CustomLogger):
                 self._applied[deployment_id] = deployment
             if count % pause_after == 0:
                 await asyncio.sleep(0)
+        await self._trust(router, moved)
         # Last: a group whose only deployment gets a new id is never empty.
         for deployment_id in [known for known in self._applied if known not in wanted]:
             router.delete_deployment(id=deployment_id)
@@ -510,6 +565,7 @@ class Registry(CustomLogger):
         self.facts = Facts(self._applied, self.workers)
         self.rotation.keep(set(self._applied))
         self.load.keep(set(self._applied))
+        self.outcomes.keep(set(self._applied))
         self._generation = document["generation"]
 
     def _set_router(self, router, groups: dict[str, dict]) -> None:
@@ -563,6 +619,7 @@ class Registry(CustomLogger):
             "routing": self.routing,
             "deployments": sorted(self._applied),
             "in_flight": dict(self.load.in_flight),
+            "outcomes": self.outcomes.report(),
             "rejected": self.rejected,
             "error": "; ".join(self._errors()) or None,
         }

@@ -24,6 +24,20 @@ class FakeDeployment(types.SimpleNamespace):
         super().__init__(model_name=model_name, litellm_params=litellm_params, model_info=model_info)
 
 
+class FakeCooldowns:
+    """The deployments that LiteLLM avoids, by the key it has for each."""
+
+    def __init__(self):
+        self.cooldown_store, self.keys = self, set()
+
+    @staticmethod
+    def get_cooldown_cache_key(model_id):
+        return f"key of {model_id}"
+
+    async def async_delete_cache(self, key):
+        self.keys.discard(key)
+
+
 class FakeRouter:
     """Refuses a model named "refused" as LiteLLM does: without a word."""
 
@@ -32,6 +46,7 @@ class FakeRouter:
         self.calls = []
         self.fallbacks = [{"own": ["x"]}]
         self.context_window_fallbacks = None
+        self.cooldown_cache = FakeCooldowns()
 
     def get_deployment(self, model_id):
         return self.deployments.get(model_id)
@@ -274,6 +289,7 @@ class TestLoad:
             answered.set()
             await asyncio.sleep(0.01)
             assert registry.load.in_flight == {}
+            assert registry.outcomes.report()["deployments"] == {"c": {"ended": 2, "failed": 1}}
 
         answered = None
         asyncio.run(run())
@@ -514,8 +530,10 @@ class TestFollowing:
             until_when = time.time() + 0.3
             files.write("paused/operator.json", {"format": 1, "generation": 2, "paused": {"a": {"until": until_when}}})
             await until(lambda r: registry.stopped == {"a"})
+            router.cooldown_cache.keys = {"key of a", "key of b"}
             await until(lambda r: registry.stopped == set())
             assert time.time() >= until_when
+            assert router.cooldown_cache.keys == {"key of b"}
 
         files.follow(scenario)
 
@@ -575,6 +593,43 @@ def streamed(plugin, router, *responses, **request):
 
     router.acompletion = acompletion
     return asyncio.run(run())
+
+
+def test_the_first_token_of_a_stream_is_timed(plugin, router):
+    attempt = plugin.Attempt()
+    attempt.deployment, attempt.since = "b", time.monotonic() - 3
+    plugin._attempt.set(attempt)
+
+    class Two(Stream):
+        async def __aiter__(self):
+            yield "one"
+            yield "two"
+
+    registry, chunks = streamed(plugin, router, Two("b", "text/event-stream"))
+    assert chunks == ["one", "two"]
+    counts = registry.outcomes.report()["deployments"]["b"]
+    assert counts["streams"] == 1
+    assert 3 <= counts["first_token_seconds"] < 30
+
+
+def test_what_a_client_gets_wrong_is_no_fault_of_a_backend(plugin):
+    class RefusedError(Exception):
+        status_code = 400
+
+    class BrokenError(Exception):
+        status_code = 500
+
+    async def fail(error):
+        attempt = plugin.Attempt()
+        attempt.deployment = "a"
+        plugin._attempt.set(attempt)
+        await registry.async_post_call_failure_deployment_hook({}, error, None)
+
+    registry = plugin.Registry(None)
+    asyncio.run(fail(RefusedError()))
+    assert registry.outcomes.report()["deployments"] == {}
+    asyncio.run(fail(BrokenError()))
+    assert registry.outcomes.report()["deployments"] == {"a": {"failed": 1}}
 
 
 def test_a_page_instead_of_a_stream_is_asked_for_anew_elsewhere(plugin, router):

@@ -43,6 +43,8 @@ def worker(**changes):
         "error": None,
         "deployments": ["a"],
         "in_flight": {},
+        "started_at": 0.0,
+        "outcomes": {},
     }
     return registry.Worker(**{**values, **changes})
 
@@ -130,13 +132,21 @@ class TestPauses:
         assert list(planned.files) == ["paused/operator.json"]
 
     def test_more_and_fewer(self):
-        __, paused = self.after(pausing("rollout", pause=["b"], resume=["a"]), *"abc", rollout=["a", "c"])
+        planned, paused = self.after(pausing("rollout", pause=["b"], resume=["a"]), *"abc", rollout=["a", "c"])
         assert sorted(paused) == ["b", "c"]
+        assert planned.resumed == {"a": NOW - 1.0}
 
     def test_each_owner_has_its_own(self):
         planned, paused = self.after(pausing("rollout", only=True), "a", operator=["a"])
         assert paused is None
         assert list(registry.paused_by(planned.state, NOW)["a"]) == ["operator"]
+
+    def test_what_is_kept_stays_as_it_is(self):
+        kept = [{**deployment(name, model="other"), "state": "kept"} for name in "ab"]
+        state = state_with("a", "c", pauses={"rollout": ["a"]})
+        planned = plan(kept, state)
+        assert (planned.added, planned.changed, planned.removed) == ([], [], ["c"])
+        assert registry.fleet_problems(kept, planned.state.deployments, None, state) == []
 
     def test_the_same_again_changes_nothing(self):
         assert self.after(pausing("guard", pause=["a"], reason="r"), "a", guard=["a"])[1] is None
@@ -270,6 +280,17 @@ class TestFiles:
         there = registry.Registry(str(tmp_path / "registry"))
         there.prepare()
         return there
+
+    def test_what_a_change_replaced_can_be_put_back(self, files):
+        files.write(plan([deployment("a", api_key="old"), deployment("b")], EMPTY).files)
+        files.write(plan([deployment("a", api_key="new"), deployment("b"), deployment("c")], files.read()).files)
+        back = plan([{"id": name, "state": "former"} for name in "abc"], files.read())
+        assert back.changed == ["a"]
+        files.write(back.files)
+        assert files.read().deployments["a"]["litellm_params"]["api_key"] == "old"
+        assert stat.S_IMODE(os.stat(os.path.join(files.folder, "former.json")).st_mode) == 0o600
+        again = plan([{"id": "a", "state": "former"}], files.read(), purge=False)
+        assert again.state.deployments["a"]["litellm_params"]["api_key"] == "new"
 
     def test_what_is_written_is_read(self, files):
         planned = plan([deployment("a")], EMPTY, asked=pausing(pause=["a"]))

@@ -68,7 +68,7 @@ class FakeLaunchd:
         if self.draining.get(label):
             self.draining[label] -= 1
             if not self.draining[label]:
-                del self.jobs[label]
+                del self.jobs[label], self.draining[label]
         if label not in self.jobs:
             return Result(113, "", f'Could not find service "{label}" in domain for user gui: 501')
         job = self.jobs[label]

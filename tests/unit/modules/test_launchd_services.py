@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import plistlib
+import time
 
 import pytest
+from ansible_collections.lmfleet.mac.plugins.module_utils import _launchd
 from ansible_collections.lmfleet.mac.plugins.modules import launchd_services
 
 LABEL = "org.example.job"
@@ -130,6 +132,15 @@ def test_bootstrap_that_never_succeeds_names_the_code(run, launchd):
     launchd.refuse_once = [5] * 50
     failed = run(plist(), timeout=1)
     assert failed["failed"] and "kept answering 5" in failed["msg"] and "plutil" in failed["msg"]
+
+
+def test_launchd_that_refuses_is_not_asked_to_the_end_of_the_timeout(run, launchd, monkeypatch):
+    monkeypatch.setattr(_launchd, "REFUSAL_SECONDS", 1.0)
+    launchd.refuse_once = [5] * 50
+    began = time.monotonic()
+    failed = run(plist(), timeout=100)
+    assert failed["failed"] and "launchd refuses the plist" in failed["msg"]
+    assert time.monotonic() - began < 50
 
 
 @pytest.mark.parametrize("check", [True, False])

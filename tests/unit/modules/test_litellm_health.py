@@ -167,6 +167,59 @@ def test_each_worker_must_know_each_deployment(run, tmp_path):
     assert result["workers"][0]["in_flight"] == {"a": 1}
 
 
+def test_idle_is_what_every_worker_says_after_the_question(run, tmp_path):
+    (tmp_path / "applied").mkdir()
+    entries = [{"model_name": "g", "litellm_params": {}, "model_info": {"id": "a"}}]
+    document = {"format": 1, "generation": 3, "routing": "round_robin", "deployments": entries}
+    (tmp_path / "deployments.json").write_text(json.dumps(document))
+
+    def report(in_flight, at):
+        content = {"format": 1, "pid": os.getpid(), "at": at, "generation": 3, "paused_generations": {}, "workers": 1}
+        content.update(rejected={}, error=None, deployments=["a"], in_flight=in_flight)
+        temporary = tmp_path / "report"
+        temporary.write_text(json.dumps(content))
+        temporary.replace(tmp_path / "applied" / f"{os.getpid()}.json")
+
+    report({}, time.time() - 1)
+    assert f"the worker {os.getpid()} to report" in run(registry=str(tmp_path), idle=["a"], timeout=0.2)["msg"]
+    report({"a": 2, "b": 1}, time.time() + 60)
+    assert "requests to end: a has 2" in run(registry=str(tmp_path), idle=["a"], timeout=0.2)["msg"]
+    later = threading.Timer(1, report, ({"b": 1}, time.time() + 60))
+    later.start()
+    assert not run(registry=str(tmp_path), idle=["a"], timeout=20).get("failed")
+    later.join()
+    assert "registry" in run(idle=["a"])["msg"]
+
+
+def test_a_changed_deployment_is_compared_with_the_others_of_its_group(run, tmp_path):
+    (tmp_path / "applied").mkdir()
+    groups = {"a": "g", "b": "g", "far": "h"}
+    entries = [{"model_name": groups[name], "litellm_params": {}, "model_info": {"id": name}} for name in groups]
+    document = {"format": 1, "generation": 3, "routing": "round_robin", "deployments": entries}
+    (tmp_path / "deployments.json").write_text(json.dumps(document))
+
+    def report(**deployments):
+        content = {"format": 1, "pid": os.getpid(), "at": time.time() + 60, "generation": 3, "paused_generations": {}}
+        content.update(workers=1, rejected={}, error=None, deployments=list(groups), in_flight={}, started_at=1.0)
+        content["outcomes"] = {"failed_requests": 0, "deployments": deployments}
+        temporary = tmp_path / "report"
+        temporary.write_text(json.dumps(content))
+        temporary.replace(tmp_path / "applied" / f"{os.getpid()}.json")
+
+    def watched(seconds):
+        return run(registry=str(tmp_path), watch=["a"], watch_seconds=seconds)
+
+    report(a={"ended": 3, "failed": 9})
+    assert not watched(0.1).get("failed"), "what was before does not count"
+    later = threading.Timer(1, report, (), {"a": {"ended": 4, "failed": 12}, "b": {"ended": 9}, "far": {"failed": 99}})
+    later.start()
+    began = time.monotonic()
+    result = watched(60)
+    assert time.monotonic() - began < 50, "it does not wait to the end"
+    assert "a: 75% of 4 requests failed, elsewhere 0%" in result["msg"]
+    later.join()
+
+
 def test_no_key(run, tmp_path):
     assert "needs the master key" in run(deployments=["chat"])["msg"]
     assert "needs the master key" in run(deployments=["chat"], master_key_file=str(tmp_path / "absent"))["msg"]

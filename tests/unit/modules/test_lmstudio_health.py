@@ -119,6 +119,33 @@ def test_what_nobody_declared_counts_only_where_it_is_asked_to(run, server):
     assert failed["failed"] and "other is loaded, and not declared" in failed["msg"]
 
 
+def test_idle_is_what_lms_says_of_these_models(run_module, tmp_path):
+    lms = tmp_path / "lms"
+    lms.write_text(f"#!/bin/sh\nexec cat {tmp_path}/ps.json\n")
+    lms.chmod(0o755)
+    entry = {"name": "chat-a", "home": str(tmp_path), "models": [{"identifier": "m"}, {"identifier": "n"}]}
+    arguments = {"instances": [entry], "lms": str(lms), "idle": True}
+
+    def say(*entries):
+        temporary = tmp_path / "new.json"
+        named = [{"identifier": name, "queued": queued, "status": status} for name, queued, status in entries]
+        temporary.write_text(json.dumps(named))
+        temporary.replace(tmp_path / "ps.json")
+
+    say(("m", 0, "idle"), ("n", 0, "idle"), ("other", 9, "generating"))
+    assert run_module(lmstudio_health, {**arguments, "timeout": 0})["instances"][0]["busy"] == {}
+    say(("m", 3, "generating"), ("n", 0, "processingPrompt"))
+    busy = run_module(lmstudio_health, {**arguments, "timeout": 0})["msg"]
+    assert "not idle" in busy and "m has 3, n has 1" in busy
+    later = threading.Timer(1, say, [("m", 0, "idle")])
+    later.start()
+    assert not run_module(lmstudio_health, {**arguments, "timeout": 20}).get("failed")
+    later.join()
+    (tmp_path / "ps.json").unlink()
+    assert not run_module(lmstudio_health, {**arguments, "timeout": 20}).get("failed")  # nobody is there to be cut off
+    assert "lms" in run_module(lmstudio_health, {"instances": [entry], "idle": True})["msg"]
+
+
 def test_lms_is_asked_as_well(run_module, server, tmp_path):
     lms = tmp_path / "lms"
     entries = [{"identifier": "m", "contextLength": 4096, "parallel": 2, "ttlMs": 60000}, {"identifier": "hidden"}]

@@ -32,6 +32,12 @@ class Mac:
         self.served = None
         self.runner = "# runner 1\n"
 
+    def files(self):
+        """Return the texts in the homes of the instances, by path."""
+        homes = self.root / "instances"
+        found = [path for path in homes.rglob("*") if path.is_file() and "lock" not in path.name]
+        return {str(path.relative_to(homes)): path.read_text() for path in found}
+
     def archive(self):
         """Return the runner as the module shall put it on the Mac."""
         return _zipapp.build({"__main__.py": self.runner})
@@ -400,3 +406,86 @@ def test_a_token_is_applied_live_and_seen_by_nobody(mac):
     path = mac.home("chat-a") / "instance.json"
     assert json.loads(path.read_text())["api_token"] == "sk-lm-second"
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_only_the_named_instances_change(mac):
+    mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    wanted = [mac.instance(port=18121), mac.instance("chat-c", port=18113)]
+    result = mac.run(*wanted, only=["chat-a"])
+    assert mac.actions(result) == {"chat-a": "restart", "chat-c": "nothing"}
+    assert sorted(mac.launchd.jobs) == ["lmfleet.instance.chat-a", "lmfleet.instance.chat-b"]
+    assert mac.actions(mac.run(*wanted, check=True)) == {"chat-a": "nothing", "chat-c": "start", "chat-b": "remove"}
+    mac.run(*wanted, only=["chat-b", "chat-c"])
+    assert sorted(mac.launchd.jobs) == ["lmfleet.instance.chat-a", "lmfleet.instance.chat-c"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "models"),
+    [
+        ({"port": 18121}, "restart", ["m"]),
+        ({"models": [{**MODEL, "fingerprint": "2"}]}, "live", ["m"]),
+        ({"models": [MODEL, {**MODEL, "identifier": "m-2"}]}, "live", []),
+        ({"models": []}, "live", ["m"]),
+        ({"poll_interval": 6}, "live", []),
+    ],
+    ids=["port", "settings", "one more", "one less", "something else"],
+)
+def test_which_models_a_change_interrupts(mac, changes, action, models):
+    mac.run(mac.instance())
+    told = mac.run(mac.instance(**changes), check=True)["instances"][0]
+    assert (told["action"], told["interrupted"]) == (action, [MODEL["identifier"] for _model in models])
+
+
+def test_what_is_removed_interrupts_its_models(mac):
+    mac.run(mac.instance())
+    assert mac.run(check=True)["instances"][0]["interrupted"] == [MODEL["identifier"]]
+
+
+def test_what_does_not_become_ready_gets_back_what_it_had(mac):
+    mac.run(mac.instance())
+    before = (mac.home("chat-a") / "instance.json").read_text()
+
+    def started(label, pid):
+        broken = json.loads((mac.home("chat-a") / "instance.json").read_text())["port"] == 18121
+        mac.says = {"chat-a": {"state": "degraded", "error": "no"}} if broken else {}
+        mac.report("chat-a", pid)
+
+    mac.launchd.on_start = started
+    failed = mac.run(mac.instance(port=18121), restore=True)
+    assert failed["failed"]
+    assert "It has its former declaration back, and serves." in failed["msg"]
+    assert failed["instances"][0]["restored"] is True
+    assert (mac.home("chat-a") / "instance.json").read_text() == before
+    assert not mac.run(mac.instance())["changed"]
+    kept = mac.run(mac.instance(port=18121))
+    assert kept["failed"] and kept["instances"][0]["restored"] is False
+
+
+def test_what_the_last_change_replaced_is_put_back_on_request(mac):
+    def tuning(length):
+        fields = [{"key": "llm.load.contextLength", "value": length}]
+        return [
+            {
+                "instance": "chat-a",
+                "model": "m",
+                "path": "p/n/f.gguf",
+                "content": json.dumps({"load": {"fields": fields}}),
+            }
+        ]
+
+    mac.run(mac.instance(), tunings=tuning(4096))
+    nothing = mac.run(mac.instance(), only=["chat-a"], revert=True)
+    assert "instance chat-a: there is nothing to go back to" in nothing["msg"]
+    before = mac.files()
+    mac.run(mac.instance(port=18121), mac.instance("chat-b", port=18122), tunings=tuning(8192))
+    back = mac.run(
+        mac.instance(port=18121), mac.instance("chat-b", port=18122), tunings=tuning(8192), only=["chat-a"], revert=True
+    )
+    assert [(one["name"], one["action"]) for one in back["instances"]] == [("chat-a", "restart"), ("chat-b", "nothing")]
+    after = mac.files()
+    changing = {"chat-a/status.json", "chat-a/former.json"}
+    assert {name: after[name] for name in before if name not in changing} == {
+        name: text for name, text in before.items() if name not in changing
+    }
+    assert "chat-b/instance.json" in after, "what is new stays"
+    assert (mac.home("chat-a") / "former.json").stat().st_mode & 0o777 == 0o600

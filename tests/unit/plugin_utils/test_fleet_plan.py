@@ -407,6 +407,21 @@ def test_a_reserve_below_nothing_is_refused():
     )
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("lmfleet_batch", "0", "'0' is neither a number from 1 nor a share from 1% to 100%"),
+        ("lmfleet_batch", "half", "'half' is neither"),
+        ("lmfleet_min_capacity", "120%", "'120%' is neither"),
+        ("lmfleet_canary_bake_seconds", -1, "must be at least 0"),
+        ("lmfleet_drain_timeout", 0, "must be at least 1"),
+    ],
+)
+def test_a_roll_out_that_makes_no_sense_is_refused(variable, value, told):
+    problem = only_problem(plan(host(instances=[instance()], **{variable: value})))
+    assert f"mac-1: {variable}" in problem and told in problem
+
+
 def test_a_doubt_is_told_once_with_its_places():
     models = [{"name": "large", "copies": 2, "load": {"parallel": 4}}]
     hosts = [host(f"mac-{n}", [instance(models=models)], DRAFTED, ansible_host=f"10.0.0.{n}") for n in range(1, 8)]
