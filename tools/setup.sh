@@ -205,6 +205,17 @@ ensure_sandbox_files() {
 
 ensure_test_files() {
   step 'Postgres for the tests of the gateway' .venv/bin/python tests/sandbox/fill_postgres.py --cache .cache
+  [ -d .cache/nginx ] || step 'nginx for the tests of the gateway' fetch_nginx
+}
+
+# The program alone: the installed package would serve this machine.
+fetch_nginx() {
+  local new=.cache/nginx.new
+  rm -rf $new
+  mkdir $new
+  (cd $new && apt-get download nginx) || { apt-get update && (cd $new && apt-get download nginx); }
+  dpkg -x $new/nginx_*.deb $new
+  mv $new .cache/nginx
 }
 
 main "$@"

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_plan, fleet_schema, guard_settings
+from ansible_collections.lmfleet.mac.plugins.plugin_utils import (
+    fleet_plan,
+    fleet_schema,
+    guard_settings,
+    tls_settings,
+)
 
 COLLECTION = Path(__file__).resolve().parents[2]
 ROLES = COLLECTION / "roles"
@@ -86,10 +92,11 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
     problems += _archive_problems(of_roles.get("lmstudio_archive"), of_roles.get("lmstudio_checksum"))
     listening = _gateway(of_roles) if gateway else None
     guard = _guard(of_roles, variables, listening, problems) if listening else None
+    tls = _tls(of_roles, listening, problems) if listening else None
     limit = of_roles.get("mac_host_gpu_memory_limit_mb")
     has_key = bool(of_roles.get("litellm_master_key"))
     address = _plain(hostvars.get("ansible_host"))
-    return fleet_plan.Host(name, variables, address, listening, guard, limit or None, has_key), problems
+    return fleet_plan.Host(name, variables, address, listening, guard, limit or None, has_key, tls), problems
 
 
 def _missing_files(plan: fleet_plan.Plan) -> list[str]:
@@ -151,6 +158,23 @@ def _guard(
         "port": value["queue_guard_metrics_port"],
         "address": value["queue_guard_metrics_address"],
         "domain": listening["domain"],
+    }
+
+
+def _tls(of_roles: Mapping[str, Any], listening: Mapping, problems: list[tuple[str, str]]) -> dict[str, Any] | None:
+    """Return where the server with TLS in front of a gateway listens, None without one."""
+    set_here = {variable: value for variable, value in of_roles.items() if value is not None}
+    value = {**fleet_schema.role_defaults(ROLES, "gateway_tls"), **set_here}
+    if value["gateway_tls_state"] == "absent":
+        return None
+    now = datetime.now(UTC)
+    found = list(tls_settings.problems(value, now))
+    problems += found
+    return {
+        "port": value["gateway_tls_port"],
+        "address": value["gateway_tls_address"],
+        "domain": listening["domain"],
+        "warning": "" if found else tls_settings.warning(value["gateway_tls_certificate"], now),
     }
 
 

@@ -11,6 +11,9 @@ INSTANCE_LABEL_PREFIX = "lmfleet.instance."
 #: launchd label of the queue guard.
 GUARD_LABEL = "lmfleet.queue_guard"
 
+#: launchd label of the server with TLS in front of a gateway.
+TLS_LABEL = "lmfleet.gateway_tls"
+
 #: Lock file put into a folder while a module changes what is below it.
 LOCK_NAME = ".lmfleet.lock"
 

@@ -22,7 +22,7 @@ from ._command import run
 from ._files import exclusive, read_bytes, remove_file
 from ._launchd import SYSTEM_FOLDER, Domain, Launchctl
 from ._model_index import INDEX, SERVER, read_index
-from ._names import GUARD_LABEL, INSTANCE_LABEL_PREFIX, LOCK_NAME
+from ._names import GUARD_LABEL, INSTANCE_LABEL_PREFIX, LOCK_NAME, TLS_LABEL
 
 LABEL_PREFIX = "lmfleet."
 GATEWAY_LABEL = "lmfleet.gateway"
@@ -31,7 +31,7 @@ MODELS = "models"
 #: A folder that is being deleted. A run that was killed while it did so leaves one behind.
 REMOVED = ".removed-"
 #: Folders that a module makes before it puts its lock into them.
-FOLDERS = ("llmster", "partial", "instances", "gateway", "queue_guard")
+FOLDERS = ("llmster", "partial", "instances", "gateway", "queue_guard", "gateway_tls")
 FILES = ("instance_runner.py", "instance_runner.pyz", SERVER, LOCK_NAME)
 
 _END_SECONDS = 10.0
@@ -105,7 +105,8 @@ def is_ours(label: str, plist: object, root: str) -> bool:
         arguments = plist.get("ProgramArguments")
         words = [str(word) for word in (arguments if isinstance(arguments, list) else [])]
         words += [str(plist.get("Program") or ""), str(plist.get("WorkingDirectory") or "")]
-    of_a_root = label in (GATEWAY_LABEL, GUARD_LABEL, MODEL_CACHE_LABEL) or label.startswith(INSTANCE_LABEL_PREFIX)
+    labels = (GATEWAY_LABEL, GUARD_LABEL, TLS_LABEL, MODEL_CACHE_LABEL)
+    of_a_root = label in labels or label.startswith(INSTANCE_LABEL_PREFIX)
     return not words or not of_a_root or any(word.startswith(root + "/") for word in words)
 
 
@@ -197,10 +198,9 @@ class Mac:
         for name in _listing(homes):
             if os.path.isdir(os.path.join(homes, name)) and not name.startswith("."):
                 labels.setdefault(INSTANCE_LABEL_PREFIX + name, "")
-        if os.path.isdir(os.path.join(self.root, "gateway")):
-            labels.setdefault(GATEWAY_LABEL, "")
-        if os.path.isdir(os.path.join(self.root, "queue_guard")):
-            labels.setdefault(GUARD_LABEL, "")
+        for folder, label in (("gateway", GATEWAY_LABEL), ("queue_guard", GUARD_LABEL), ("gateway_tls", TLS_LABEL)):
+            if os.path.isdir(os.path.join(self.root, folder)):
+                labels.setdefault(label, "")
         jobs = [Job(label, domain, labels[label], launchctl.job(label) is not None) for label in sorted(labels)]
         return [job for job in jobs if job.plist or job.loaded]
 

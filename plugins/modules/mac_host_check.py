@@ -202,6 +202,9 @@ facts:
         one with version, sha512, home, llmster and lms, and C(models), the verified files in the folder C(models)
         beside O(llmster_directory). Empty without O(llmster_directory).
       type: dict
+    gateway_tls:
+      description: Whether the folder of M(lmfleet.mac.gateway_tls) is beside O(llmster_directory).
+      type: bool
     desktop:
       description: With O(llmster_directory), LM Studio that is not of this collection. C(apps), the desktop apps,
         C(home) of the user's own LM Studio or null, and C(foreign_control_ports), on which other daemons listen.
@@ -339,6 +342,7 @@ def _facts(module):
         "gui_session": False,
         "listeners": [],
         "lmstudio": {},
+        "gateway_tls": False,
     }
     facts["free_disk_mb"] = _free_disk_mb(facts["disk_path"])
     if uname.sysname != "Darwin":
@@ -347,6 +351,7 @@ def _facts(module):
     if module.params["llmster_directory"]:
         llmster = _below_home(module.params["llmster_directory"], user)
         root = os.path.dirname(llmster)
+        facts["gateway_tls"] = os.path.isdir(os.path.join(root, "gateway_tls"))
         facts["lmstudio"] = {**_versions.standing(llmster), "models": _model_index.standing(root, user["name"])}
         facts["desktop"] = {
             "apps": _desktop.apps(user["home"]),

@@ -35,6 +35,8 @@ INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 # Of characters that need no escaping wherever a token goes, and long enough to be taken out of all that Ansible shows.
 API_TOKEN = re.compile(r"[A-Za-z0-9._~+/:=-]{8,}")
 
+#: What a message calls it. macOS lets anybody listen on 443.
+TLS_USE = "the gateway with TLS (gateway_tls_port)"
 #: The status of an instance is published so many ports above its own where nothing else is declared.
 STATUS_PORT_OFFSET = 1000
 
@@ -50,6 +52,7 @@ class Host:
     guard: dict[str, Any] | None = None  # metrics port and address, domain of the queue guard on this host
     gpu_memory_limit_mb: int | None = None  # what role mac_host is to set it to
     has_master_key: bool = False  # whether litellm_master_key is set
+    tls: dict[str, Any] | None = None  # port, address, domain of the server with TLS on this host; a warning or ""
 
     @property
     def address(self) -> str:
@@ -124,6 +127,9 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
                 "Rename one of the instances or models."
             )
     plan.warnings = _warnings(plan)
+    plan.warnings += [
+        f"{name}: {host.tls['warning']}." for name, host in hosts.items() if host.tls and host.tls["warning"]
+    ]
     return plan
 
 
@@ -429,10 +435,12 @@ def _port_problems(host: Host, declared: list[Mapping[str, Any]], guarded: bool,
         users.setdefault(host.gateway["port"], []).append("the gateway (litellm_port)")
     if host.guard:
         users.setdefault(host.guard["port"], []).append("the queue guard (queue_guard_metrics_port)")
+    if host.tls:
+        users.setdefault(host.tls["port"], []).append(TLS_USE)
     for port, names in users.items():
         if len(names) > 1:
             report("lmfleet_instances", f"port {port} is used by {' and '.join(names)}. Give each a port of its own.")
-        if not 1024 <= port <= 65535:
+        if not (1 if names == [TLS_USE] else 1024) <= port <= 65535:
             report("lmfleet_instances", f"port {port} of {names[0]} must be from 1024 to 65535.")
         if port in CONTROL_PORTS:
             report(
@@ -472,6 +480,9 @@ def _ports(host: Host, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ports.append({**host.gateway, "label": "lmfleet.gateway", "use": "the gateway"})
     if host.guard:
         ports.append({**host.guard, "label": "lmfleet.queue_guard", "use": "the metrics of the queue guard"})
+    if host.tls:
+        listening = {name: host.tls[name] for name in ("port", "address", "domain")}
+        ports.append({**listening, "label": "lmfleet.gateway_tls", "use": "the gateway with TLS"})
     return ports
 
 

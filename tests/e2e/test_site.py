@@ -7,6 +7,8 @@ import collections
 import concurrent.futures
 import json
 import re
+import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -16,7 +18,10 @@ from pathlib import Path
 import pytest
 
 from as_declared import assert_as_declared
-from fleet_under_test import NETWORK, REPOSITORY, Run, chat
+from certificates import NGINX, certificate
+from fleet_under_test import NETWORK, REALM, REPOSITORY, Run, chat
+from lmfleet_sandbox.fleet import pids_of
+from lmfleet_sandbox.realm import Realm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
@@ -333,6 +338,44 @@ def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):
     # The tests before have left another context length there.
     roles = {entry["role"] for entry in json.loads(report.read_text())["drift"]}
     assert roles <= {"lmstudio_instances"}
+
+
+def test_the_gateway_with_tls(served, tmp_path):
+    """On, with another certificate, refused with a bad one, and off again."""
+    programs = Path(f"/proc/{pids_of(Realm(REALM))['mac-1']}/root/opt/homebrew/bin")
+    programs.mkdir(parents=True, exist_ok=True)
+    shutil.copy(NGINX, programs)
+
+    def play(**variables) -> Run:
+        fleet = served.copy(tmp_path)
+        fleet.variables["gateways"].update({f"gateway_tls_{name}": value for name, value in variables.items()})
+        return fleet.play("--diff")
+
+    def asked(trusted: str) -> dict:
+        key = served.on("mac-1", MASTER_KEY).strip()
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        body = json.dumps(chat("pretender")).encode()
+        request = urllib.request.Request(f"https://{NETWORK}.11:8443/v1/chat/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=60, context=ssl.create_default_context(cadata=trusted)) as reply:
+            return json.load(reply)
+
+    first, second = certificate(address=f"{NETWORK}.11"), certificate(address=f"{NETWORK}.11")
+    on = {"state": "present", "certificate": first[0], "key": first[1]}
+    run = play(**on).succeeded()
+    run.said(f"Clients: https://{NETWORK}.11:8443/v1 (gateway on mac-1, with TLS)")
+    assert "PRIVATE KEY" not in run.output
+    assert asked(first[0])["choices"]
+    on.update(certificate=second[0], key=second[1])
+    assert play(**on).succeeded().changed == {"mac-1": 1, "mac-2": 0}
+    assert asked(second[0])["choices"]
+    assert play(**on).succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    expired = certificate(begins=-9, ends=-1)
+    refused = play(**{**on, "certificate": expired[0], "key": expired[1]})
+    assert refused.code != 0
+    refused.said("gateway_tls_certificate: has expired on")
+    assert asked(second[0])["choices"]
+    assert play().succeeded().changed == {"mac-1": 1, "mac-2": 0}
+    assert "gateway_tls" not in served.on("mac-1", "ls /Users/admin/.lmfleet /Library/LaunchDaemons")
 
 
 def answers(fleet, deployment: str, timeout: float = 90) -> None:

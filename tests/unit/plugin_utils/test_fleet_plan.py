@@ -335,6 +335,18 @@ def test_with_a_guard_every_instance_publishes_its_status_where_gateways_reach_i
     assert ports[1]["use"] == "the status of instance chat-a" and ports[1]["status"] == ports[0]["status"]
 
 
+TLS = {"port": 443, "address": "0.0.0.0", "domain": "system", "warning": "it ends soon"}
+
+
+def test_the_server_with_tls_has_a_port_too():
+    outcome = plan(host(instances=[instance()], tls=TLS))
+    listening = {"port": 443, "address": "0.0.0.0", "domain": "system"}
+    found = [port for port in outcome.hosts["mac-1"]["ports"] if port["label"] == "lmfleet.gateway_tls"]
+    assert found == [{**listening, "label": "lmfleet.gateway_tls", "use": "the gateway with TLS"}]
+    assert "mac-1: it ends soon." in outcome.warnings
+    assert "port 1234 is used by" in only_problem(plan(host(instances=[instance()], tls={**TLS, "port": 1234})))
+
+
 def test_without_a_guard_nothing_is_published():
     outcome = plan(host(instances=[{**instance(), "status_port": 3000}]))
     assert outcome.deployments[0]["status_url"] is None
