@@ -4,20 +4,66 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 
 from llmster_standin import home, options
 from llmster_standin.cli_models import say
-from llmster_standin.client import CommandError
+from llmster_standin.client import Client, CommandError, find_daemon
+from llmster_standin.websocket import ClosedError
+
+_KEBAB = {"owner": re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), "name": re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")}
 
 
 def get(arguments):
-    """lms get: there is no network, so it fails."""
+    """lms get: OWNER/NAME is that model of the catalogue; any other word is searched for, and -y takes the first."""
     flags = {"--mlx": None, "--gguf": None, "--yes": None, "--select": None}
-    options.parse(arguments, flags, {"-y": "--yes"}, positional=1)
-    say("Error: failed to search for models: network unreachable.")
-    return 1
+    words, values = options.parse(arguments, flags, {"-y": "--yes"}, positional=1)
+    name, mark, quantization = (words[0] if words else "").partition("@")
+    if "@" in quantization:
+        raise CommandError("You cannot have more than 2 @'s in the model name argument.")
+    if name.startswith("https://"):
+        raise CommandError("Error: failed to search for models: network unreachable.")
+    client = Client(find_daemon(), "repository")
+    if name.count("/") == 1:
+        owner, name = name.lower().split("/")
+        for kind, part in (("owner", owner), ("name", name)):
+            if not _KEBAB[kind].fullmatch(part):
+                raise CommandError(f"Invalid artifact {kind}: {part}")
+    else:
+        owner, name = _searched(client, name, values)
+    if "--yes" not in values or "--select" in values:
+        raise CommandError("Continue? needs a terminal (or -y).")
+    formats = [name for flag, name in (("--mlx", "safetensors"), ("--gguf", "gguf")) if flag in values]
+    plan = {"owner": owner, "name": name, "formats": formats, "quantization": quantization if mark else None}
+    sys.stdout.write("\x1b[?25l")
+    try:
+        for message in client.stream("downloadArtifact", plan):
+            if message["type"] == "progress":
+                sys.stdout.write("\r{} {} bytes\x1b[0K\n".format(message["file"], message["bytes"]))
+                sys.stdout.flush()
+            elif message["type"] == "success" and message["files"]:
+                say("Download completed.")
+    except ClosedError:
+        raise CommandError("The connection to LM Studio was lost.") from None
+    finally:
+        sys.stdout.write("\x1b[?25h")
+    return 0
+
+
+def _searched(client, name, values):
+    if name:
+        say(f"Searching staff picks with the term {name}")
+    found = client.call("fuzzyFindStaffPicks", searchTerm=name)
+    if not found:
+        raise CommandError("No staff picks found with the specified search criteria.")
+    exact = [pick for pick in found if name.lower() in (pick, pick.split("/")[1])]
+    if not exact and "--yes" not in values:
+        raise CommandError("Choosing a model needs a terminal (or -y).")
+    if not exact:
+        say("Multiple staff picks found. Automatically selecting the first one due to --yes.")
+    return (exact or found)[0].split("/")
 
 
 def import_(arguments):

@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import closing, suppress
 
-from llmster_standin import catalog, home, loadconfig
+from llmster_standin import catalog, home, loadconfig, repository
 from llmster_standin.engine_fake import Request, count_tokens, plain
 from llmster_standin.inference import RefusedError, pieces, vectors
 from llmster_standin.manager import LoadError, ModelNotFoundError
@@ -269,6 +269,25 @@ class Session:
         done = {"type": "success", "stats": stats, "modelInfo": instance.sdk_info()}
         done.update(loadModelConfig=_as_fields(instance.config), predictionConfig=_as_fields(settings))
         send(done)
+
+    # -- namespace repository --------------------------------------------------------------------------------
+
+    def _rpc_fuzzy_find_staff_picks(self, parameter):
+        return repository.staff_picks(str(parameter.get("searchTerm") or ""))
+
+    def _channel_download_artifact(self, parameter, send, watch):
+        try:
+            option = repository.chosen(parameter)
+        except repository.RepositoryError as error:
+            raise RpcError(str(error)) from None
+        # It belongs to the daemon: a client that goes away does not end it.
+        download = repository.Download(parameter["owner"], parameter["name"], option, self.app.log)
+        while not download.wait(0.2):
+            send({"type": "progress", **download.state()})
+            watch.check()
+        if download.error:
+            raise RpcError(f"Download failed: {download.error}")
+        send({"type": "success", "files": download.fetched})
 
     # -- namespace diagnostics -------------------------------------------------------------------------------
 

@@ -31,8 +31,7 @@ _EMBEDDING_DEFAULTS = {
 
 def tuning_file(model):
     """Return the path of the per-model defaults file."""
-    name = f"{model.publisher}/{model.folder}/{model.file}.json"
-    return home.internal("user-concrete-model-default-config", *name.split("/"))
+    return home.internal("user-concrete-model-default-config", *f"{model.path}.json".split("/"))
 
 
 def fields_of(config):

@@ -107,7 +107,11 @@ class Manager:
         if watch is None:
             with Watch() as own:
                 return Manager._start_engine(model, config, own)
-        return FakeEngine(model, watch) if model.fake else RealEngine(model, config, watch)
+        if model.fake:
+            return FakeEngine(model, watch)
+        if model.format != "gguf":
+            raise EngineError("this stand-in has no MLX engine")
+        return RealEngine(model, config, watch)
 
     def get_or_load(self, identifier, ttl_ms=home.JIT_TTL_MS, overrides=None, watch=None, on_start=None):
         """Return the instance with this identifier, loading the model with this key just in time.

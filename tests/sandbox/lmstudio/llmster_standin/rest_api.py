@@ -24,7 +24,7 @@ def _instance_config(instance):
     if instance.model.type == "llm":
         for name, key in _LOAD_OPTIONS.items():
             value = loadconfig.setting(instance.config, instance.model, key)
-            if value is not None:
+            if value is not None and (instance.model.format == "gguf" or not key.startswith("llama.")):
                 config[name] = value
         config["parallel"] = instance.parallel
     return config
@@ -43,10 +43,12 @@ def _entry(model, instances):
             {"id": i.identifier, "config": _instance_config(i)} for i in instances if i.model.path == model.path
         ],
         max_context_length=model.max_context,
-        format="gguf",
+        format="gguf" if model.format == "gguf" else "mlx",
     )
     if model.type == "llm":
-        entry["capabilities"] = {"vision": False, "trained_for_tool_use": False}
+        entry["capabilities"] = {"vision": model.vision, "trained_for_tool_use": False}
+    if model.variant:
+        entry.update(variants=[model.variant], selected_variant=model.variant)
     return entry
 
 
