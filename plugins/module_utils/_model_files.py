@@ -11,8 +11,10 @@ import json
 import os
 from typing import NamedTuple
 
+from ._catalog import NAME, Catalog, CatalogError
 from ._download import ChecksumError, DownloadError, fetch, free_bytes, is_digest, size_of
 from ._files import atomic_write, canonical_json, make_directory, owner_for, remove_file, sha256_file
+from ._lms_get import GetError
 from ._model_index import FETCHING, INDEX, is_place, is_unchanged, read_index, stamp, unchanged
 
 #: Bytes that must stay free on the disk after everything was fetched.
@@ -26,7 +28,8 @@ class ModelError(Exception):
 class ModelFile(NamedTuple):
     """A file to have: `path` below the models folder, `source` a URL or an absolute path, `size` in bytes or None.
 
-    With `local` the path is one on the controller, which sends the file.
+    With `local` the path is one on the controller, which sends the file. With `weights`, the format gguf or mlx, the
+    source is a model of LM Studio's catalogue that has a file of this name.
     """
 
     name: str
@@ -35,6 +38,12 @@ class ModelFile(NamedTuple):
     sha256: str
     size: int | None
     local: bool = False
+    weights: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        return f"lms get {self.source}" if self.weights else self.source
 
 
 def checked_models(entries: list[dict]) -> list[ModelFile]:
@@ -44,6 +53,7 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
     """
     files = []
     seen: dict[str, dict] = {}
+    gguf = {entry["name"] for entry in entries if entry["path"].lower().endswith(".gguf")}
     for entry in entries:
         name, path = entry["name"], entry["path"]
         if not is_place(path):
@@ -53,11 +63,16 @@ def checked_models(entries: list[dict]) -> list[ModelFile]:
         same = seen.setdefault(path.lower(), entry)  # APFS ignores case
         if (same["path"], same["sha256"].lower()) != (path, entry["sha256"].lower()):
             raise ModelError(f"model {name}: path {path!r} is also that of model {same['name']}, with another content")
-        sources = [entry[kind] for kind in ("url", "src", "local") if entry.get(kind)]
+        sources = [entry[kind] for kind in ("url", "src", "local", "catalog") if entry.get(kind)]
         if len(sources) != 1:
-            raise ModelError(f"model {name}: exactly one of url, src and local must say where {path} comes from")
+            raise ModelError(
+                f"model {name}: exactly one of url, src, local and catalog must say where {path} comes from"
+            )
+        if entry.get("catalog") and not NAME.fullmatch(entry["catalog"]):
+            raise ModelError(f"model {name}: catalog must be [publisher/]name[@quantization], not {entry['catalog']!r}")
+        weights = ("gguf" if name in gguf else "mlx") if entry.get("catalog") else ""
         local = bool(entry.get("local"))
-        files.append(ModelFile(name, path, sources[0], entry["sha256"].lower(), entry.get("size"), local))
+        files.append(ModelFile(name, path, sources[0], entry["sha256"].lower(), entry.get("size"), local, weights))
     return files
 
 
@@ -87,7 +102,12 @@ class ModelFolder:
     """The files on disk, and the index of what was verified: {path: {size, mtime_ns, sha256}}."""
 
     def __init__(
-        self, directory: str, index: str | None = None, partial: str | None = None, read_all: bool = False
+        self,
+        directory: str,
+        index: str | None = None,
+        partial: str | None = None,
+        read_all: bool = False,
+        lmstudio: str | None = None,
     ) -> None:
         beside = os.path.dirname(os.path.abspath(directory))
         self.directory = directory
@@ -98,6 +118,7 @@ class ModelFolder:
         #: sha256 of files that were found with another content than declared, by path.
         self.seen: dict[str, str] = {}
         self._verified = read_index(self.index)
+        self._catalog = Catalog(os.path.join(self.partial, "catalog"), lmstudio, self._has_room)
 
     def path_of(self, file: ModelFile) -> str:
         return os.path.join(self.directory, *file.path.split("/"))
@@ -156,10 +177,11 @@ class ModelFolder:
         """Raise ModelError when the disk cannot hold all of `files`; a size nobody knows counts as nothing."""
         needed = 0
         for file in files:
-            size = file.size if file.size is not None or file.local else size_of(file.source)
             part = self._part(file)
             have = os.path.getsize(part) if os.path.exists(part) else 0
-            needed += max(0, (size or 0) - have)
+            needed += max(0, (_size(file) or 0) - have)
+        if any(file.weights for file in files):
+            needed = max(needed - self._catalog.size(), 1)  # whatever its size: it is not begun on a full disk
         free = free_bytes(self.directory)
         if needed and free < needed + RESERVE:
             names = ", ".join(sorted({file.name for file in files}))
@@ -186,12 +208,13 @@ class ModelFolder:
         fetching = os.path.join(self.partial, FETCHING)
         try:
             for number, file in enumerate(files, start=1):
-                total = file.size if file.size is not None or file.local else size_of(file.source)
-                told = {"name": file.name, "part": os.path.abspath(self._part(file)), "total": total}
+                part = self._catalog.home if file.weights else self._part(file)
+                told = {"name": file.name, "part": os.path.abspath(part), "total": _size(file)}
                 atomic_write(fetching, json.dumps({**told, "number": number, "of": len(files)}))
                 self.fetch(file, timeout)
         finally:
             remove_file(fetching)
+        self._catalog.forget()
 
     def fetch(self, file: ModelFile, timeout: float) -> None:
         """Fetch, verify and put in place one file. Raises ModelError; `timeout` is seconds for the transfer."""
@@ -200,15 +223,21 @@ class ModelFolder:
         try:
             if file.local:
                 self._require_sent(file, part)
+            elif file.weights:
+                name = os.path.basename(file.path)
+                self._catalog.get(file.source, file.weights, name, file.sha256, part, timeout)
             else:
                 fetch(file.source, part, "sha256", file.sha256, timeout)
-        except ChecksumError as error:
+        except (ChecksumError, CatalogError, GetError) as error:
             raise ModelError(f"model {file.name}: {error}") from None
         except DownloadError as error:
             raise ModelError(f"model {file.name}: cannot fetch {error}") from None
         self._put_in_place(file, part, path)
         self._verified[file.path] = {**_entry(os.stat(path), file.sha256), "fetched": True}
         self._write_index()
+
+    def _has_room(self) -> bool:
+        return free_bytes(self.directory) > RESERVE // 2
 
     @staticmethod
     def _require_sent(file: ModelFile, part: str) -> None:
@@ -235,6 +264,11 @@ class ModelFolder:
                 f"model {file.name}: {self.partial} is on another disk than {self.directory}: set partial to a folder "
                 "on the same disk"
             ) from None
+
+
+def _size(file: ModelFile) -> int | None:
+    """Return the size of a file that is to come, None when it cannot be told."""
+    return file.size if file.size is not None or file.local or file.weights else size_of(file.source)
 
 
 def _entry(info: os.stat_result, sha256: str) -> dict:

@@ -45,8 +45,8 @@ options:
           source:
             description:
               - Where the model file comes from.
-                Exactly one of O(lmfleet_models.NAME.source.huggingface), O(lmfleet_models.NAME.source.url)
-                and O(lmfleet_models.NAME.source.path).
+                Exactly one of O(lmfleet_models.NAME.source.huggingface), O(lmfleet_models.NAME.source.url),
+                O(lmfleet_models.NAME.source.path) and O(lmfleet_models.NAME.source.catalog).
             type: dict
             required: true
             suboptions:
@@ -57,7 +57,7 @@ options:
                 type: str
               file:
                 description:
-                  - The file inside the repository.
+                  - The file inside the repository, or the one that comes with a model of the catalogue.
                 type: str
               revision:
                 description:
@@ -74,6 +74,19 @@ options:
                     folder they are in. It is sent to each Mac that lacks it; with O(lmfleet_model_cache) only to that
                     one, which serves it to the others.
                   - The file has to be there in every run, also in one that sends nothing.
+                type: str
+              catalog:
+                description:
+                  - A model of LM Studio's catalogue, as C(publisher/name), or C(name) for a recommended one.
+                    C(lms get) fetches it on the Mac; after that LM Studio must know a model with exactly this key.
+                    Needs O(lmfleet_models.NAME.source.file) or O(lmfleet_models.NAME.source.files), with the names
+                    that the files have there.
+                  - End it in C(@) and a quantisation, such as C(qwen/qwen3-4b@q4_k_m). Otherwise LM Studio takes the
+                    one that it recommends for the Mac, which may be another on the next.
+                  - The LM Studio that fetches it takes one of the five control ports, so the Mac can have four
+                    instances. Its size is not known beforehand; with O(lmfleet_models.NAME.memory.weights_mb) the disk
+                    is checked for that, otherwise only for not being full.
+                  - Only its files are taken. What else the catalogue says of it, such as settings for sampling, is not.
                 type: str
               sha256:
                 description:
@@ -92,7 +105,7 @@ options:
                   file:
                     description:
                       - The file inside the repository, or below O(lmfleet_models.NAME.source.url)
-                        or O(lmfleet_models.NAME.source.path).
+                        or O(lmfleet_models.NAME.source.path), or one that comes with a model of the catalogue.
                     type: str
                     required: true
                   sha256:

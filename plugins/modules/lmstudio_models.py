@@ -49,7 +49,7 @@ options:
       url:
         description:
           - Where the file comes from, as an http, https or file URL.
-            Exactly one of this, O(models[].src) and O(models[].local).
+            Exactly one of this, O(models[].src), O(models[].local) and O(models[].catalog).
         type: str
       src:
         description: Absolute path of the file on this Mac; it is copied.
@@ -60,13 +60,28 @@ options:
             That takes a second call of the module, and the folder has to be writable for the user that Ansible logs
             in as.
         type: str
+      catalog:
+        description:
+          - A model of LM Studio's catalogue, C(publisher/name), or C(name) for a recommended one; with C(@) and a
+            quantisation where there are several. C(lms get) fetches it, and the file of it that is named like the last
+            part of O(models[].path) is taken. Of a model without a C(.gguf) file, the one in MLX's format is fetched.
+          - That needs O(lmstudio). A daemon with a home of its own, in O(partial), runs meanwhile and takes
+            one of LM Studio's five control ports.
+          - LM Studio must then know a model with exactly this key. What else it keeps of a model of the catalogue, such
+            as settings for sampling, is not taken.
+        type: str
       sha256:
         description: The sha256 of the file, 64 hex digits.
         type: str
         required: true
       size:
-        description: Size in bytes, where known. Without it the server is asked before a download.
+        description:
+          - Size in bytes, where known. Without it the server is asked before a download; the catalogue cannot be asked.
         type: int
+  lmstudio:
+    description:
+      - For O(models[].catalog), the home folder of an LM Studio that M(lmfleet.mac.lmstudio_install) has installed.
+    type: path
   found:
     description:
       - What M(lmfleet.mac.mac_host_check) has just told in C(facts.lmstudio.models). Where it shows that there is
@@ -105,7 +120,7 @@ options:
         type: path
         required: true
   timeout:
-    description: Seconds one file may take.
+    description: Seconds that one file, or one model of the catalogue, may take.
     type: int
     default: 3600
   progress_interval:
@@ -134,6 +149,16 @@ EXAMPLES = r"""
       - name: nomic-embed
         path: nomic-ai/nomic-embed-text-v1.5/nomic-embed-text-v1.5.Q8_0.gguf
         src: /Users/Shared/nomic-embed-text-v1.5.Q8_0.gguf
+        sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+
+- name: Fetch a model of LM Studio's catalogue
+  lmfleet.mac.lmstudio_models:
+    directory: /Users/admin/.lmfleet/models
+    lmstudio: /Users/admin/.lmfleet/llmster/0.0.25-1
+    models:
+      - name: qwen3-4b
+        path: qwen/qwen3-4b/Qwen3-4B-Q4_K_M.gguf
+        catalog: qwen/qwen3-4b@q4_k_m
         sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 
 - name: Remove all files that were fetched by earlier runs
@@ -220,7 +245,9 @@ def ensure(module: AnsibleModule) -> dict:
     """
     params = module.params
     files = checked_models(params["models"])
-    folder = ModelFolder(params["directory"], params["index"], params["partial"], params["read_all"])
+    folder = ModelFolder(
+        params["directory"], params["index"], params["partial"], params["read_all"], params["lmstudio"]
+    )
     if module.check_mode:
         missing = folder.missing(files, remember=False)
         folder.require_space(missing)
@@ -299,7 +326,7 @@ def _result(folder: ModelFolder, file: ModelFile, missing: set, check_mode: bool
 
 def _diff(folder: ModelFolder, file: ModelFile) -> dict:
     before = folder.seen.get(file.path)
-    after = {"sha256": file.sha256, "from": file.source}
+    after = {"sha256": file.sha256, "from": file.origin}
     return file_diff(
         folder.path_of(file), canonical_json({"sha256": before}) if before else None, canonical_json(after)
     )
@@ -319,10 +346,12 @@ def main() -> None:
                     "url": {"type": "str"},
                     "src": {"type": "path"},
                     "local": {"type": "str"},
+                    "catalog": {"type": "str"},
                     "sha256": {"type": "str", "required": True},
                     "size": {"type": "int"},
                 },
             },
+            "lmstudio": {"type": "path"},
             "server": {"type": "str"},
             "prune": {
                 "type": "dict",

@@ -107,9 +107,7 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
             plan.token_hosts += [name] if host.variables["lmfleet_api_tokens"] else []
             used = {model["name"] for instance in planned["instances"] for model in instance["models"]}
             drafting = {model["draft"]["name"] for model in _loaded(planned) if model["draft"]}
-            planned["models"] = [
-                file for model in sorted(used | drafting) for file in model_files(model, catalogue[model]["source"])
-            ]
+            planned["models"] = [file for model in sorted(used | drafting) for file in _files(model, catalogue[model])]
         planned["ports"] = _ports(host, planned["instances"])
         planned["memory"] = _memory(host, planned, catalogue)
         planned["domains"] = sorted({port["domain"] for port in planned["ports"]})
@@ -117,6 +115,7 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
         plan.hosts[name] = planned
     _route(plan, hosts, macs, catalogue)
     plan.model_cache = _model_cache(hosts, macs, plan)
+    plan.problems.extend(_catalog_problems(plan))
     for deployment_id, count in Counter(deployment["id"] for deployment in plan.deployments).items():
         if count > 1:
             where = ", ".join(
@@ -144,6 +143,26 @@ def _amount_problems(variables: Mapping[str, Any]) -> Iterator[str]:
                 amount(variables[variable], 1)
             except ValueError as error:
                 yield f"{variable}: {error}."
+
+
+def _files(name: str, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the files of a model. How large one of the catalogue is, nobody can be asked beforehand."""
+    *others, last = model_files(name, model["source"])
+    size = (model.get("memory") or {}).get("weights_mb")
+    return [*others, {**last, "size": size << 20} if size and "catalog" in last else last]
+
+
+def _catalog_problems(plan: Plan) -> Iterator[str]:
+    """Yield on which Macs no control port is left for the LM Studio that fetches from the catalogue."""
+    for host, planned in plan.hosts.items():
+        fetched = planned["models"] if host != plan.model_cache.get("host") else plan.model_cache["models"]
+        names = sorted({file["name"] for file in fetched if "catalog" in file})
+        if names and len(planned["instances"]) == MAX_INSTANCES:
+            yield (
+                f"{host}: lmfleet_instances: {MAX_INSTANCES} instances leave no control port for the LM Studio that "
+                f"fetches {some_of(names)} from the catalogue. Declare one instance less, have a Mac with fewer fetch "
+                "for all (lmfleet_model_cache), or give another source."
+            )
 
 
 def _loaded(planned: Mapping[str, Any]) -> list[dict[str, Any]]:

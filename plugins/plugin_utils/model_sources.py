@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible_collections.lmfleet.mac.plugins.module_utils._catalog import NAME as CATALOG_NAME
+
 PUBLISHER_OF_URLS = "lmfleet"
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 HUGGINGFACE_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -19,30 +21,39 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf",
 
 
 def model_files(name: str, source: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the files of a sound model, each with name, path (publisher/name/file), url or local, and sha256.
+    """Return the files of a sound model, each with name, path (publisher/name/file), sha256, and url, local or catalog.
 
-    `local` is an absolute path on the controller.
+    `local` is an absolute path on the controller, `catalog` a model of LM Studio's catalogue.
 
     The file that makes LM Studio list the model comes last: it never sees a model of which a file is missing.
     """
     if source["huggingface"]:
         publisher = source["huggingface"].split("/")[0]
         base = f"https://huggingface.co/{source['huggingface']}/resolve/{source['revision']}"
+    elif source["catalog"]:
+        owner, slash, _name = source["catalog"].partition("/")
+        publisher, base = owner if slash else PUBLISHER_OF_URLS, ""
     else:
         publisher, base = PUBLISHER_OF_URLS, (source.get("path") or source["url"]).rstrip("/")
-    kind = "local" if source.get("path") else "url"
     files = [
         {
             "name": name,
             # The folder decides the key that LM Studio gives a model: one folder a model keeps the keys apart.
             "path": f"{publisher}/{name}/{_file_name(file['file'] or base)}",
-            kind: f"{base}/{file['file']}" if file["file"] else source.get("path") or source["url"],
+            **_origin(source, base, file["file"]),
             "sha256": file["sha256"].lower(),
         }
         for file in _listed(source)
     ]
     listed_by = _listed_by([_file_name(file["path"]) for file in files])
     return sorted(files, key=lambda file: _file_name(file["path"]) == listed_by)
+
+
+def _origin(source: Mapping[str, Any], base: str, file: str | None) -> dict[str, str]:
+    if source["catalog"]:
+        return {"catalog": source["catalog"]}
+    kind = "local" if source.get("path") else "url"
+    return {kind: f"{base}/{file}" if file else source.get("path") or source["url"]}
 
 
 def model_on_disk(name: str, source: Mapping[str, Any]) -> dict[str, str]:
@@ -71,28 +82,56 @@ def source_files(source: Mapping[str, Any]) -> list[str]:
 
 def source_problems(source: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with a source that its schema lets pass."""
-    given = [kind for kind in ("huggingface", "url", "path") if source.get(kind)]
+    given = [kind for kind in _PROBLEMS_OF if source.get(kind)]
     if len(given) != 1:
-        yield f"source needs exactly one of huggingface, url and path, and has {' and '.join(given) or 'none'}."
-    elif given == ["huggingface"]:
-        if not HUGGINGFACE_REPOSITORY.fullmatch(source["huggingface"]):
-            yield f"source.huggingface must look like publisher/repository, not {source['huggingface']!r}."
-        if not source.get("file") and not source.get("files"):
-            yield "source.file is missing: name the file inside the repository, or several in source.files."
-    elif given == ["path"]:
-        if not re.fullmatch(r"(/[^/?#:*\"<>|\\\x00-\x1f]+)+/?", source["path"]):
-            yield (
-                f"source.path must be the absolute path of a file on the controller, not {source['path']!r}. "
-                "With source.files it is that of their folder."
-            )
-    elif not re.match(r"https?://[^/]+/.", source["url"]) or not _file_name(source["url"]):
-        yield f"source.url must be an http or https address of a file, not {source['url']!r}."
+        *kinds, last = _PROBLEMS_OF
+        yield f"source needs exactly one of {', '.join(kinds)} and {last}, and has {' and '.join(given) or 'none'}."
+    else:
+        yield from _PROBLEMS_OF[given[0]](source)
     if source.get("files"):
         yield from _files_problems(source)
     elif not source.get("sha256"):
         yield "source.sha256 is missing. It is: SHA-256 of the file, 64 hexadecimal digits."
     elif not SHA256.fullmatch(source["sha256"]):
         yield f"source.sha256 must be 64 hexadecimal digits, not {source['sha256']!r}."
+
+
+def _huggingface_problems(source: Mapping[str, Any]) -> Iterator[str]:
+    if not HUGGINGFACE_REPOSITORY.fullmatch(source["huggingface"]):
+        yield f"source.huggingface must look like publisher/repository, not {source['huggingface']!r}."
+    if not source.get("file") and not source.get("files"):
+        yield "source.file is missing: name the file inside the repository, or several in source.files."
+
+
+def _url_problems(source: Mapping[str, Any]) -> Iterator[str]:
+    if not re.match(r"https?://[^/]+/.", source["url"]) or not _file_name(source["url"]):
+        yield f"source.url must be an http or https address of a file, not {source['url']!r}."
+
+
+def _path_problems(source: Mapping[str, Any]) -> Iterator[str]:
+    if not re.fullmatch(r"(/[^/?#:*\"<>|\\\x00-\x1f]+)+/?", source["path"]):
+        yield (
+            f"source.path must be the absolute path of a file on the controller, not {source['path']!r}. "
+            "With source.files it is that of their folder."
+        )
+
+
+def _catalog_problems(source: Mapping[str, Any]) -> Iterator[str]:
+    if not CATALOG_NAME.fullmatch(source["catalog"]):
+        yield (
+            "source.catalog must be publisher/name or name, in lower case, and may end in @ and a quantisation, "
+            f"not {source['catalog']!r}. A repository of Hugging Face is a source.huggingface."
+        )
+    if not source.get("file") and not source.get("files"):
+        yield "source.file is missing: name the file that lms get fetches for it, or several in source.files."
+
+
+_PROBLEMS_OF = {
+    "huggingface": _huggingface_problems,
+    "url": _url_problems,
+    "path": _path_problems,
+    "catalog": _catalog_problems,
+}
 
 
 def _files_problems(source: Mapping[str, Any]) -> Iterator[str]:
@@ -152,7 +191,8 @@ def _listed(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if source.get("files"):
         return source["files"]
     # A url or path is that of the file itself.
-    return [{"file": source["file"] if source["huggingface"] else None, "sha256": source["sha256"]}]
+    inside = source["huggingface"] or source["catalog"]
+    return [{"file": source["file"] if inside else None, "sha256": source["sha256"]}]
 
 
 def _file_name(address: str) -> str:

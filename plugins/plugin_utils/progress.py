@@ -19,8 +19,10 @@ _GB = 1e9
 def command(fetching: str) -> str:
     """Return the shell command that prints what is fetched, one line of JSON, and how much of it is there, in bytes."""
     quoted = shlex.quote(fetching)
-    # wc does not read a plain file to tell its size.
-    return f'cat {quoted} && echo && wc -c < "$(sed -n \'s/.*"part": *"\\([^"]*\\)".*/\\1/p\' {quoted})"'
+    part = f'part="$(sed -n \'s/.*"part": *"\\([^"]*\\)".*/\\1/p\' {quoted})"'
+    # wc does not read a plain file to tell its size. LM Studio fetches into a folder.
+    size = 'if [ -d "$part" ]; then echo $(($(du -sk "$part" | cut -f1) * 1024)); else wc -c < "$part"; fi'
+    return f"cat {quoted} && echo && {part} && {size}"
 
 
 def line(printed: str) -> str | None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import collections
 import hashlib
 import http.server
+import json
 import threading
 import urllib.request
 
 import pytest
 
+from as_declared import listed
 from fleet_under_test import NETWORK, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(900)]
@@ -18,15 +20,21 @@ pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(900)]
 MODELS = "/Users/admin/.lmfleet/models"
 WEIGHTS = REPOSITORY / ".cache" / "mirror" / "models" / "fake-llm.gguf"
 PARTS = ("fake-00001-of-00002.gguf", "fake-00002-of-00002.gguf")
+TINY = "tiny-Q4_K_M.gguf"
+MLX = {"model_type": "qwen2", "max_position_embeddings": 4096, "vision_config": {}, "lmfleet.fake.size_mb": 10}
+#: The files of each model but `old`, by where they are below the models folder.
+FILES = {
+    "split": {PARTS[0]: WEIGHTS.read_bytes(), PARTS[1]: b"second part"},
+    "mlx": {"model.safetensors": b"weights", "config.json": json.dumps(MLX).encode()},
+    "eyes": {"mmproj-F16.gguf": b"projector", "eyes.gguf": WEIGHTS.read_bytes()},
+    "tiny": {TINY: WEIGHTS.read_bytes() + b"of the catalogue"},
+}
 
 
 @pytest.fixture(scope="module")
 def internet(fleet):
-    """A server that counts how often each file of a split model was fetched."""
-    content = {
-        f"/split/{PARTS[0]}": WEIGHTS.read_bytes(),
-        f"/split/{PARTS[1]}": b"second part",
-    }
+    """A server that counts how often each file was fetched."""
+    content = {f"/{model}/{name}": data for model, files in FILES.items() for name, data in files.items()}
     fetched = collections.Counter()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,10 +67,23 @@ def internet(fleet):
 
 @pytest.fixture(scope="module")
 def cached(fleet, internet):
-    """The Macs after a first run, with mac-1 as the model cache; `old` is on mac-2 only. No gateway is set up."""
-    files = [{"file": name, "sha256": internet.sha256[f"/split/{name}"]} for name in PARTS]
+    """The Macs after a first run, with mac-1 as the model cache; all but `split` are on mac-2 only.
+
+    `tiny` comes from LM Studio's catalogue, which is asked on mac-1. No gateway is set up.
+    """
+    files = {
+        model: [{"file": name, "sha256": internet.sha256[f"/{model}/{name}"]} for name in names]
+        for model, names in FILES.items()
+    }
+    known = {"format": "gguf", "quantization": "Q4_K_M", "folder": "lmstudio-community/Tiny-GGUF"}
+    option = {**known, "files": {TINY: f"{internet.url}/tiny/{TINY}"}}
+    fleet.sandbox("knob", "mac-1", "llmster.catalog=" + json.dumps({"tiny/tiny-chat": [option]}))
     fleet.variables["all"]["lmfleet_models"] = {
-        "split": {"source": {"url": f"{internet.url}/split", "files": files}},
+        **{
+            model: {"source": {"url": f"{internet.url}/{model}", "files": files[model]}}
+            for model in ("split", "mlx", "eyes")
+        },
+        "tiny": {"source": {"catalog": "tiny/tiny-chat@q4_k_m", **files["tiny"][0]}},
         "old": {"source": {"path": str(WEIGHTS), "sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()}},
     }
     fleet.variables["all"]["lmfleet_model_cache"] = "mac-1"
@@ -71,7 +92,7 @@ def cached(fleet, internet):
     children["gateways"]["hosts"] = {"gateway": {"ansible_host": f"{NETWORK}.98"}}
     del children["macs"]["hosts"]["mac-1"]["lmfleet_instances"]
     children["macs"]["hosts"]["mac-2"]["lmfleet_instances"] = [
-        {"name": "chat-a", "port": 1234, "models": [{"name": "split"}, {"name": "old"}]}
+        {"name": "chat-a", "port": 1234, "models": [{"name": name} for name in (*FILES, "old")]}
     ]
     fleet.play("--limit", "macs").succeeded()
     return fleet
@@ -83,21 +104,39 @@ def models(fleet, host: str) -> set[str]:
 
 def test_each_file_comes_from_the_internet_once(cached, internet):
     assert dict(internet.fetched) == dict.fromkeys(internet.sha256, 1)
-    paths = {f"{MODELS}/lmfleet/split/{name}" for name in PARTS} | {f"{MODELS}/lmfleet/old/{WEIGHTS.name}"}
+    paths = {f"{'tiny' if model == 'tiny' else 'lmfleet'}/{model}/{name}" for model in FILES for name in FILES[model]}
+    paths = {f"{MODELS}/{path}" for path in paths | {f"lmfleet/old/{WEIGHTS.name}"}}
     assert models(cached, "mac-1") == models(cached, "mac-2") == paths
+    assert "catalog" not in cached.on("mac-1", "ls /Users/admin/.lmfleet/partial")
     assert [model["path"] for model in cached.status("mac-2", "chat-a")["models"]] == [
         f"lmfleet/split/{PARTS[0]}",
+        "lmfleet/mlx",
+        "lmfleet/eyes/eyes.gguf",
+        f"tiny/tiny/{TINY}",
         f"lmfleet/old/{WEIGHTS.name}",
     ]
     assert cached.play("--limit", "macs").succeeded().changed == {"mac-1": 0, "mac-2": 0}
 
 
+def test_models_of_every_kind_are_loaded_for_what_they_are(cached):
+    loaded = listed(cached, "mac-2", "chat-a")
+    assert {name: (model["modelKey"], model["format"], model["vision"]) for name, model in loaded.items()} == {
+        "split": ("split", "gguf", False),
+        "mlx": ("mlx", "safetensors", True),
+        "eyes": ("eyes", "gguf", True),
+        "tiny": ("tiny", "gguf", False),
+        "old": ("old", "gguf", False),
+    }
+
+
 def test_a_run_limited_to_another_mac_repairs_it_and_the_cache(cached, internet):
     before = cached.status("mac-2", "chat-a")["daemon_pid"]
     cached.on("mac-2", f"rm {MODELS}/lmfleet/split/{PARTS[1]}")
+    cached.on("mac-1", f"rm {MODELS}/tiny/tiny/{TINY}")
     cached.on("mac-1", "launchctl bootout gui/501/lmfleet.model-cache")
     run = cached.play("--limit", "mac-2").succeeded()
-    assert run.changed == {"mac-2": 2} and set(internet.fetched.values()) == {1}
+    assert run.changed == {"mac-2": 3}
+    assert internet.fetched == {**dict.fromkeys(internet.sha256, 1), f"/tiny/{TINY}": 2}
     assert f"{MODELS}/lmfleet/split/{PARTS[1]}" in models(cached, "mac-2")
     assert cached.status("mac-2", "chat-a")["daemon_pid"] == before
 
@@ -135,4 +174,4 @@ def test_without_the_variable_nothing_is_served_any_more(cached, internet):
     left = cached.on("mac-1", "ls /Users/admin/.lmfleet /Users/admin/Library/LaunchAgents")
     assert "model_server" not in left and "model-cache" not in left
     assert cached.play("--limit", "macs").succeeded().changed == {"mac-1": 0, "mac-2": 0}
-    assert set(internet.fetched.values()) == {1}
+    assert sum(internet.fetched.values()) == len(internet.sha256) + 1

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.lmfleet.mac.plugins.module_utils import _lms, _memory_facts
+from ansible_collections.lmfleet.mac.plugins.module_utils import _catalog, _lms, _lms_get, _memory_facts
 
 from instance_runner.declaration import Model, parse_declaration
 from instance_runner.files import Places
@@ -56,6 +56,7 @@ GRAMMAR = {
     ("unload",): (1, {}),
     ("ps",): (0, {"--json": SWITCH}),
     ("ls",): (0, {"--json": SWITCH}),
+    ("get",): (1, {"--mlx": SWITCH, "--gguf": SWITCH, "-y": SWITCH}),
     ("server", "start"): (0, {"--port": WHOLE, "--bind": WORD}),
     ("daemon", "status"): (0, {"--json": SWITCH}),
     ("runtime", "ls"): (0, {}),
@@ -70,7 +71,12 @@ EXAMPLES = {
     "self.declaration.address": "10.0.0.1",
 }
 #: Argument lists made elsewhere: by functions tested below, or by the callers of the function that hands them on.
-ELSEWHERE = {"load_arguments(model, key)", "estimate_arguments(key, load)", "self.declaration.lms"}
+ELSEWHERE = {
+    "load_arguments(model, key)",
+    "estimate_arguments(key, load)",
+    "[install.lms, *get_arguments(name, weights)]",
+    "self.declaration.lms",
+}
 #: llmster is called as lms is.
 LLMSTER = ("[program, 'bootstrap']", "[install.llmster, '--version']")
 
@@ -159,7 +165,7 @@ def test_every_line_written_down_is_one_lms_knows():
         words = [item.value if isinstance(item, ast.Constant) else EXAMPLES[ast.unparse(item)] for item in items]
         assert not refused(words), f"{file}: {source}: {refused(words)}"
         commands.add(next(name for name in GRAMMAR if tuple(words[: len(name)]) == name))
-    assert commands == set(GRAMMAR) - {("load",)}, "GRAMMAR allows no more than what is used"
+    assert commands == set(GRAMMAR) - {("load",), ("get",)}, "GRAMMAR allows no more than what is used"
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,9 @@ def test_every_line_written_down_is_one_lms_knows():
         "load -y",
         "unload",
         "unload -a",
+        "get",
+        "get qwen/qwen3 --select",
+        "get qwen/qwen3 --limit 1",
         "ps all",
         "server start --port",
     ],
@@ -192,6 +201,33 @@ def test_loads_are_lines_lms_knows():
         load = {"context_length": context, "parallel": parallel, "gpu": gpu, "mmap": True}
         given = {key: value for key, value in load.items() if value is not None}
         assert not refused(_memory_facts.estimate_arguments("chat-key", given))
+
+
+@pytest.mark.parametrize("name", ["qwen/qwen3-4b@q4_k_m", "qwen3-4b-2507", "llama-3.1-8b@Q4_K_M", "a/b@4bit"])
+@pytest.mark.parametrize("weights", ["gguf", "mlx"])
+def test_gets_are_lines_lms_knows(name, weights):
+    assert _catalog.NAME.fullmatch(name)
+    assert not refused(_lms_get.get_arguments(name, weights))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "-y",
+        "--mlx",
+        "",
+        "Qwen/qwen3",
+        "a/b/c",
+        "https://huggingface.co/a/b",
+        "a_b/c",
+        "a/b@",
+        "a/b@c@d",
+        "a/b c",
+        "a/b\n",
+    ],
+)
+def test_nothing_else_is_given_to_get(name):
+    assert not _catalog.NAME.fullmatch(name)
 
 
 def test_a_name_that_would_be_an_option_is_never_given_to_lms():

@@ -140,13 +140,28 @@ def test_one_path_with_two_contents_is_refused(run, model):
         ({"path": "../../f"}, "must be publisher/name/file"),
         ({"path": "a//f"}, "must be publisher/name/file"),
         ({"sha256": "abc"}, "64 hex digits"),
-        ({"url": None}, "exactly one of url, src and local"),
-        ({"src": "/x"}, "exactly one of url, src and local"),
+        ({"url": None}, "exactly one of url, src, local and catalog"),
+        ({"src": "/x"}, "exactly one of url, src, local and catalog"),
+        ({"url": None, "catalog": "Qwen/qwen3"}, "catalog must be [publisher/]name[@quantization], not 'Qwen/qwen3'"),
+        ({"url": None, "catalog": "-y"}, "catalog must be"),
+        ({"url": None, "catalog": "qwen/qwen3"}, "lms get qwen/qwen3 needs an LM Studio, which lmstudio must tell of"),
         ({"url": "file:///nowhere"}, "model m: cannot fetch file:///nowhere: No such file"),
     ],
 )
 def test_bad_entries(run, model, changes, said):
     assert said in run(model(**changes))["msg"]
+
+
+def test_a_check_asks_the_catalogue_nothing(run, model, tmp_path):
+    entry = model(url=None, catalog="qwen/qwen3-4b@q4_k_m")
+    told = run(entry, check=True, lmstudio=str(tmp_path / "nowhere"))
+    assert states(told) == ["would_fetch"] and told["models"][0]["bytes"] is None
+    assert "lms get qwen/qwen3-4b@q4_k_m" in told["diff"][0]["after"]
+    place = tmp_path / "models/pub/m/f.gguf"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"weights")
+    for check in (True, False):
+        assert not run(entry, check=check)["changed"]
 
 
 @pytest.fixture

@@ -497,6 +497,39 @@ def test_mistakes_with_the_model_cache():
     assert any("would serve its files at mac-1.local" in problem for problem in plan(*by_name).problems)
 
 
+def of_the_catalogue(name, instances, **variables):
+    source = {"catalog": "qwen/qwen3-4b@q4_k_m", "file": "q.gguf", "sha256": SHA}
+    models = {"qwen": {"source": source, "memory": {"weights_mb": 3}}, **MODELS}
+    return host(name, instances, models, ansible_host=f"10.0.0.{name[-1]}", **variables)
+
+
+def test_a_mac_that_fetches_from_the_catalogue_keeps_a_control_port_for_that():
+    five = [instance(f"i{number}", 1300 + number) for number in range(4)] + [instance(models=[{"name": "qwen"}])]
+    one = [instance(models=[{"name": "qwen"}])]
+    (problem,) = plan(of_the_catalogue("mac-1", five)).problems
+    assert (
+        problem.startswith("mac-1: lmfleet_instances: 5 instances leave no control port") and "fetches qwen" in problem
+    )
+    outcome = plan(of_the_catalogue("mac-1", five[1:]))
+    assert outcome.problems == []
+    (fetched,) = (file for file in outcome.hosts["mac-1"]["models"] if file["name"] == "qwen")
+    assert (fetched["path"], fetched["catalog"], fetched["size"]) == (
+        "qwen/qwen/q.gguf",
+        "qwen/qwen3-4b@q4_k_m",
+        3 << 20,
+    )
+
+    # With a model cache it is that one, whatever it serves itself.
+    cache = {"lmfleet_model_cache": "mac-2"}
+    outcome = plan(of_the_catalogue("mac-1", five, **cache), of_the_catalogue("mac-2", [instance()], **cache))
+    assert outcome.problems == []
+    assert [file["name"] for file in outcome.model_cache["models"] if "catalog" in file] == ["qwen"]
+    assert not any("catalog" in file or "size" in file for file in outcome.hosts["mac-1"]["models"])
+    others = [instance(f"i{number}", 1300 + number) for number in range(5)]
+    outcome = plan(of_the_catalogue("mac-1", one, **cache), of_the_catalogue("mac-2", others, **cache))
+    assert only_problem(outcome).startswith("mac-2: lmfleet_instances: 5 instances")
+
+
 def test_a_declared_runtime_that_is_too_old_is_doubted():
     models = {"mlx": {"source": {"url": "http://files/model.safetensors", "sha256": SHA}, "load": {"parallel": 2}}}
     old = {**instance(models=[{"name": "mlx"}]), "runtimes": {"mlx-llm-mac-arm64-apple-metal-advsimd": "1.6.0"}}

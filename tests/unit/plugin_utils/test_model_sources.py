@@ -12,7 +12,16 @@ from ansible_collections.lmfleet.mac.plugins.plugin_utils.model_sources import (
     source_problems,
 )
 
-EMPTY = {"huggingface": None, "file": None, "revision": "main", "url": None, "path": None, "sha256": None, "files": []}
+EMPTY = {
+    "huggingface": None,
+    "file": None,
+    "revision": "main",
+    "url": None,
+    "path": None,
+    "catalog": None,
+    "sha256": None,
+    "files": [],
+}
 PARTS = [f"q4/big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
 MLX = ["config.json", "tokenizer.json", "model.safetensors"]
 
@@ -61,6 +70,19 @@ def test_files_of_the_controller():
     assert model_files("m", declared)[-1]["local"] == "/srv/mlx/config.json"
 
 
+def test_models_of_the_catalogue():
+    declared = {**EMPTY, "catalog": "qwen/qwen3-4b@q4_k_m", "file": "Qwen3-4B-Q4_K_M.gguf", "sha256": "A" * 64}
+    assert list(source_problems(declared)) == []
+    path = "qwen/m/Qwen3-4B-Q4_K_M.gguf"
+    expected = {"name": "m", "path": path, "catalog": declared["catalog"], "sha256": "a" * 64}
+    assert model_files("m", declared) == [expected]
+    assert model_on_disk("m", declared) == {"path": path, "sha256": "a" * 64}
+    declared = source(*MLX, huggingface=None, catalog="qwen3-4b@4bit")
+    assert list(source_problems(declared)) == []
+    assert [file["path"] for file in model_files("m", declared)][-1] == "lmfleet/m/config.json"
+    assert {file["catalog"] for file in model_files("m", declared)} == {"qwen3-4b@4bit"}
+
+
 def test_the_checksum_of_several_files_tells_each_change_and_no_order():
     one = model_on_disk("m", source(*PARTS))["sha256"]
     assert one == model_on_disk("m", source(*reversed(PARTS)))["sha256"]
@@ -90,6 +112,13 @@ def test_the_checksum_of_several_files_tells_each_change_and_no_order():
         ({**EMPTY, "path": "/own.gguf"}, "source.sha256 is missing"),
         ({**EMPTY, "url": "http://files/a.gguf"}, "source.sha256 is missing"),
         (source(), "source.file is missing"),
+        (
+            {**EMPTY, "catalog": "Qwen/Qwen3-4B-GGUF", "file": "a.gguf", "sha256": "a" * 64},
+            "not 'Qwen/Qwen3-4B-GGUF'. A repository of Hugging Face is a source.huggingface.",
+        ),
+        ({**EMPTY, "catalog": "qwen/qwen3", "sha256": "a" * 64}, "source.file is missing: name the file that lms get"),
+        ({**EMPTY, "catalog": "qwen/qwen3", "file": "a.gguf"}, "source.sha256 is missing"),
+        ({**EMPTY, "catalog": "a/b", "url": "http://files/a.gguf", "sha256": "a" * 64}, "and has url and catalog"),
     ],
 )
 def test_what_is_wrong_is_said(declared, said):

@@ -44,6 +44,13 @@ def test_the_command_reads_what_the_module_writes(tmp_path):
         ["/bin/sh", "-c", progress.command(str(fetching))], capture_output=True, text=True, check=False
     )
     assert progress.line(shell.stdout) == "model m: 0.0 of 40.0 GB" and shell.stdout.split()[-1] == "5"
+    fetching.write_text(json.dumps({**TOLD, "part": str(folder / "home")}))
+    (folder / "home").mkdir()
+    (folder / "home" / "x").write_bytes(b"x" * (3 << 20))
+    shell = subprocess.run(
+        ["/bin/sh", "-c", progress.command(str(fetching))], capture_output=True, text=True, check=False
+    )
+    assert 3 << 20 <= int(shell.stdout.split()[-1]) < 4 << 20
     fetching.unlink()
     shell = subprocess.run(
         ["/bin/sh", "-c", progress.command(str(fetching))], capture_output=True, text=True, check=False
