@@ -67,6 +67,11 @@ bench-guard: ## a slow backend with the queue guard and without, and what the gu
 	.venv/bin/python tests/bench/bench_guard.py --flapping 600 --load 0.45
 	.venv/bin/python tests/bench/bench_guard.py --poll 200
 
+.PHONY: bench-rollout
+bench-rollout: ## changes and killed runs on six sandbox Macs under load (root; hours, see its --help for less)
+	tools/setup.sh sandbox dev
+	.venv/bin/python tests/bench/bench_rollout.py
+
 .PHONY: build
 build: ## the collection as an archive, in build/
 	tools/setup.sh controller

@@ -14,6 +14,8 @@ import leftovers
 FOLDER = Path(__file__).parent
 # The folders by the time that their tests take; one that is not listed comes before those.
 QUICK_TO_SLOW = ["unit", "sandbox", "molecule", "gateway", "e2e"]
+# Files of tests/e2e that take minutes, the longest first: none shall be left over for one process at the end.
+LONG = ["test_site.py", "test_instances.py", "test_rollout.py", "test_drift.py"]
 
 
 def pytest_configure(config):
@@ -29,11 +31,15 @@ def pytest_unconfigure(config):
 
 def pytest_collection_modifyitems(items):
     """Run the quick tests first, so that a mistake shows soon."""
-    items.sort(key=lambda item: _rank(item.path.relative_to(FOLDER).parts[0]))
+    items.sort(key=lambda item: _rank(item.path.relative_to(FOLDER)))
 
 
-def _rank(folder: str) -> int:
-    return QUICK_TO_SLOW.index(folder) if folder in QUICK_TO_SLOW else -1
+def _rank(file: Path) -> tuple[int, int]:
+    folder = file.parts[0]
+    return (
+        QUICK_TO_SLOW.index(folder) if folder in QUICK_TO_SLOW else -1,
+        LONG.index(file.name) if file.name in LONG else len(LONG),
+    )
 
 
 class SideBySide(LoadScopeScheduling):

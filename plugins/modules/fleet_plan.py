@@ -481,7 +481,7 @@ options:
   lmfleet_min_capacity:
     description:
       - How many of its deployments each model group keeps while instances are changed, a number or a share. Where it is
-        not set, all but those of one Mac, and at least one.
+        not set, all but those of one Mac, and at least one. V(0) promises nothing, for a fleet that nobody uses now.
     type: str
   lmfleet_allow_downtime:
     description:

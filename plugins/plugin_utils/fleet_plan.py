@@ -137,10 +137,10 @@ def _amount_problems(variables: Mapping[str, Any]) -> Iterator[str]:
     for variable, least in LEAST.items():
         if variables[variable] < least:
             yield f"{variable} must be at least {least}."
-    for variable in ("lmfleet_batch", "lmfleet_min_capacity"):
+    for variable, least in (("lmfleet_batch", 1), ("lmfleet_min_capacity", 0)):
         if variables.get(variable):
             try:
-                amount(variables[variable], 1)
+                amount(variables[variable], 1, least)
             except ValueError as error:
                 yield f"{variable}: {error}."
 

@@ -178,12 +178,16 @@ def _quietly(changes: list[Change], deployments: Iterable[Deployment]) -> list[B
     return [Batch(changes, paused)] if changes else []
 
 
-def amount(value: int | str, whole: int) -> int:
-    """Return a number, or a share such as "25%" of `whole`, rounded down, at least 1. Raises ValueError."""
+def amount(value: int | str, whole: int, least: int = 1) -> int:
+    """Return a number, at least `least`, or a share such as "25%" of `whole`, rounded down, at least 1.
+
+    Raises ValueError.
+    """
     text = str(value).strip()
     number = text.removesuffix("%")
-    if not number.isdecimal() or int(number) < 1 or (text.endswith("%") and int(number) > 100):
-        raise ValueError(f"{value!r} is neither a number from 1 nor a share from 1% to 100%")
+    smallest = 1 if text.endswith("%") else least
+    if not number.isdecimal() or int(number) < smallest or (text.endswith("%") and int(number) > 100):
+        raise ValueError(f"{value!r} is neither a number from {least} nor a share from 1% to 100%")
     return max(1, whole * int(number) // 100) if text.endswith("%") else int(number)
 
 
@@ -234,7 +238,7 @@ def _enough(group: str, deployments: list[Deployment], out: list[Deployment], le
     if policy.min_capacity is None:
         return left >= 1 and len({deployment.host for deployment in out}) == 1
     whole = sum(deployment.group == group for deployment in deployments)
-    return left >= amount(policy.min_capacity, whole)
+    return left >= amount(policy.min_capacity, whole, least=0)
 
 
 def _promise(policy: Policy) -> str:

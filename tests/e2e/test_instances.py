@@ -165,6 +165,7 @@ def test_a_second_daemon_that_shares_the_first_fails_loudly(mac, tmp_path):
     try:
         restarted = mac.copy(tmp_path)
         restarted.variables["macs"]["lmfleet_instances"][1]["port"] = 1245
+        restarted.variables["macs"]["lmstudio_instances_ready_timeout"] = 20
         failed = run(restarted)
         assert failed.code != 0, failed.output
         failed.said("instance chat-b", "does not run two daemons side by side", "Declare one instance on this Mac")
@@ -178,6 +179,7 @@ def test_a_model_that_does_not_fit_is_told_and_the_others_serve(mac, tmp_path):
     try:
         changed = mac.copy(tmp_path)
         changed.variables["macs"]["lmfleet_instances"][0]["models"] = [{"name": "pretender", "load": {"parallel": 3}}]
+        changed.variables["macs"]["lmstudio_instances_ready_timeout"] = 20
         failed = run(changed)
         assert failed.code != 0
         failed.said("model pretender: load failed:", "insufficient system resources")

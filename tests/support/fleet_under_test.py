@@ -22,6 +22,7 @@ ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 # Two processes of pytest-xdist may run at once, each with a realm of its own.
 REALM, NETWORK = ("e2e-2", "10.77.9") if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" else ("e2e", "10.77.8")
 STATE = f"/var/tmp/lmfleet-sandbox/{REALM}"
+ALL_AT_ONCE = {"lmfleet_min_capacity": "0", "lmfleet_batch": "100%", "lmfleet_canary": False}
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
 
@@ -58,8 +59,8 @@ class Fleet:
             group: yaml.safe_load((shipped / "group_vars" / f"{group}.yml").read_text())
             for group in ("all", "macs", "gateways")
         }
-        # Most tests change a whole model group at once. How that costs no request is in test_rollout.py.
-        self.variables["all"].update(lmfleet_allow_downtime=True, lmfleet_canary_bake_seconds=0)
+        # Most tests change all at once. How that costs no request is in test_rollout.py.
+        self.variables["all"].update(ALL_AT_ONCE)
         self.variables["all"].update(sandbox_state=STATE, sandbox_mirror=f"http://{NETWORK}.1:8080")
         self.variables["gateways"].update(queue_guard_interval=1, queue_guard_ttl=15)
         chat = {"name": "pretender"}

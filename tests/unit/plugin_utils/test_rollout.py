@@ -58,6 +58,13 @@ def test_a_promised_capacity_allows_more_at_once():
     assert [len(batch.hosts) for batch in strict.batches] == [1, 2, 2, 1]
 
 
+@pytest.mark.parametrize("nothing", ["0", 0])
+def test_where_nothing_is_promised_all_go_at_once(nothing):
+    rollout = plan_rollout(fleet(MACS), restarts(MACS), Policy(batch="100%", min_capacity=nothing, canary=False), 6)
+    assert order(rollout) == [[f"{host}/a" for host in MACS]]
+    assert rollout.batches[0].left == {"g": 0}
+
+
 def test_a_single_mac_changes_one_instance_after_the_other():
     rollout = plan_rollout(fleet(["m1"], instances="ab"), restarts(["m1"], "ab"), Policy(), 1)
     assert order(rollout) == [["m1/a"], ["m1/b"]] and rollout.batches[0].left == {"g": 1}
