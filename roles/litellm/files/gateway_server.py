@@ -7,7 +7,8 @@ What LiteLLM's own command cannot do, and what a change without a failed request
 - end without cutting anybody off: a worker that shall end takes no new connection, finishes its answers, however long
   they take, tells the clients that kept their connections to close them, and closes one itself only after nothing was
   asked on it for a while (LMFLEET_DRAIN_TIMEOUT seconds at most);
-- let several keys in while the master key is being changed: the file that LMFLEET_KEYS names has them.
+- let several keys in while the master key is being changed: the file that LMFLEET_KEYS names has them;
+- stream for long without a crash of the interpreter.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 import gunicorn.config
 import uvicorn
 from litellm import run_server
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.proxy.proxy_cli import ProxyInitializationHelpers
 
 FIRST_INHERITED = 3  # where gunicorn expects the sockets that it is given
@@ -143,6 +145,10 @@ def prepare() -> None:
     uvicorn.Server.shutdown = shutdown_after_last_call
     gunicorn.config.GracefulTimeout.default = drain_timeout
     gunicorn.config.Keepalive.default = KEEP_ALIVE_SECONDS
+    # The finalizer of a stream sets context variables. When Python collects garbage while one is being set, that frees
+    # what Python is about to read (its issue 148891), and the worker crashes. What it restores ends with the request.
+    if hasattr(CustomStreamWrapper, "__del__"):
+        del CustomStreamWrapper.__del__
     # LiteLLM takes any other port, without a word to the clients, when somebody listens on 4000.
     ProxyInitializationHelpers.is_port_in_use = staticmethod(lambda port: False)
 
