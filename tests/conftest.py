@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 # The folders by the time that their tests take; one that is not listed comes before those.
 QUICK_TO_SLOW = ["unit", "sandbox", "molecule", "gateway", "e2e"]
 # Files of tests/e2e that take minutes, the longest first: none shall be left over for one process at the end.
-LONG = ["test_site.py", "test_instances.py", "test_rollout.py", "test_drift.py"]
+LONG = ["test_site.py", "test_instances.py", "test_rollout_faults.py", "test_rollout.py", "test_drift.py"]
 
 
 def pytest_configure(config):
@@ -43,11 +43,17 @@ def _rank(file: Path) -> tuple[int, int]:
 
 
 class SideBySide(LoadScopeScheduling):
-    """What may run at the same time: each file of tests/e2e has sandbox Macs of its own, all others share theirs."""
+    """What may run at the same time.
+
+    Each process has a realm of sandbox Macs for the files of tests/e2e. All others share one, and its address with it;
+    those of tests/gateway share an installation.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        return file if file.startswith("tests/e2e/") else "others"
+        if file.startswith(("tests/e2e/", "tests/unit/")):
+            return file
+        return "gateway" if file.startswith("tests/gateway/") else "sandbox"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 sandbox_down() {
   local realm
-  for realm in test e2e e2e-2; do
+  for realm in test e2e e2e-2 e2e-3; do
     tests/sandbox/sandbox --realm "$realm" down >/dev/null
   done
 }
@@ -26,5 +26,5 @@ trap sandbox_down EXIT
 part lint tools/lint.sh
 part sanity .venv/bin/python tests/sanity/run.py
 printf '\n=== tests\n'
-# Two at a time: they wait more than they compute. tests/conftest.py says what may.
-.venv/bin/pytest --numprocesses 2
+# Three at a time: they wait more than they compute. tests/conftest.py says what may.
+.venv/bin/pytest --numprocesses 3

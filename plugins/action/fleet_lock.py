@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import socket
 import time
+import uuid
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_lock
@@ -21,7 +22,9 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         _checked, arguments = self.validate_argument_spec({"timeout": {"type": "int", "default": 30}})
-        result["changed"] = False
+        user, controller = getpass.getuser(), socket.gethostname()
+        # Two laptops may have the same name.
+        result.update(changed=False, controller=f"{controller}-{uuid.getnode():x}", holder=f"{user} on {controller}")
         if self._task.check_mode:
             return result
         hostvars = task_vars["hostvars"]
@@ -29,8 +32,8 @@ class ActionModule(ActionBase):
         path = fleet_lock.lock_file(str(hostvars[host].get("ansible_host", host)) for host in members)
         run_pid = fleet_lock.run_pid()
         holder = {
-            "user": getpass.getuser(),
-            "controller": socket.gethostname(),
+            "user": user,
+            "controller": controller,
             "pid": str(run_pid),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }

@@ -15,7 +15,8 @@ description:
   - Takes a lock on the controller that belongs to the hosts of the inventory groups C(macs) and C(gateways)
     and is held until the run ends, in whatever way it ends.
     Another run from the same controller waits, and then fails with the holder's name.
-  - Runs from different controllers are kept apart only inside each module, by a lock on each Mac.
+  - Runs from different controllers are kept apart inside each module, by a lock on each Mac, and while they change
+    instances by M(lmfleet.mac.rollout_claim).
   - Takes nothing in check mode.
 attributes:
   check_mode:
@@ -41,4 +42,15 @@ EXAMPLES = r"""
         timeout: 60
 """
 
-RETURN = r"""#"""
+RETURN = r"""
+controller:
+  description: What tells this controller from others.
+  returned: always
+  type: str
+  sample: laptop-2a5c
+holder:
+  description: Who runs the play, for messages.
+  returned: always
+  type: str
+  sample: anna on laptop
+"""

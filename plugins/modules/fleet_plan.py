@@ -478,6 +478,12 @@ options:
         as it is; they notice by themselves what does not answer. Otherwise a run stops before it changes anything.
     type: bool
     default: false
+  lmfleet_take_over:
+    description:
+      - Whether a run goes on although another controller has claimed the fleet for a roll-out. Only where that run is
+        known to be dead. A run from the same controller needs no such leave.
+    type: bool
+    default: false
   lmfleet_min_capacity:
     description:
       - How many of its deployments each model group keeps while instances are changed, a number or a share. Where it is

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from fleet_under_test import Fleet
+from fleet_under_test import Fleet, gateway_url
+from traffic import Traffic
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +24,10 @@ def served(fleet):
     """The fleet after a first run of site.yml."""
     fleet.play().succeeded()
     return fleet
+
+
+@pytest.fixture
+def traffic(live):
+    """Clients that ask the gateway of the file's fixture `live` without end, and have not begun."""
+    key = live.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
+    return Traffic(gateway_url("mac-1"), key, "pretender", pause=0.05)

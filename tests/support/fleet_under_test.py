@@ -19,8 +19,10 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 SANDBOX = REPOSITORY / "tests" / "sandbox" / "sandbox"
 ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
-# Two processes of pytest-xdist may run at once, each with a realm of its own.
-REALM, NETWORK = ("e2e-2", "10.77.9") if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" else ("e2e", "10.77.8")
+# Three processes of pytest-xdist may run at once, each with a realm of its own.
+REALM, NETWORK = {"gw1": ("e2e-2", "10.77.9"), "gw2": ("e2e-3", "10.77.10")}.get(
+    os.environ.get("PYTEST_XDIST_WORKER", ""), ("e2e", "10.77.8")
+)
 STATE = f"/var/tmp/lmfleet-sandbox/{REALM}"
 ALL_AT_ONCE = {"lmfleet_min_capacity": "0", "lmfleet_batch": "100%", "lmfleet_canary": False}
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
@@ -116,6 +118,11 @@ class Fleet:
         words = ["exec", *(["--root"] if root else []), host, "--", *shlex.split(command)]
         return self.sandbox(*words)
 
+    def plug(self, host: str, state: str) -> None:
+        """Pull the network cable of a Mac (down), or put it back (up). Who stands at the Mac notices nothing."""
+        name = f"lmf{NETWORK.split('.')[2]}-{host.removeprefix('mac-')}"
+        subprocess.run(["ip", "link", "set", name, state], check=True)
+
     def files(self, host: str) -> str:
         """Return the folders and, with times, the files that the collection could have touched on a Mac."""
         # Ansible's own folder, logs, and a file of Debian's sudo come and go.
@@ -159,12 +166,22 @@ class Fleet:
     def ask(self, path: str, body: dict, timeout: float = 60) -> urllib.request.http.client.HTTPResponse:
         """Send a request to the gateway. The caller reads and closes the response; HTTPError for any but 200."""
         key = self.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
+        return self.ask_gateway("mac-1", key, path, body, timeout)
+
+    def ask_gateway(
+        self, host: str, key: str, path: str, body: dict, timeout: float = 60
+    ) -> urllib.request.http.client.HTTPResponse:
+        """Send a request with a key to the gateway of a Mac, as ask does."""
         request = urllib.request.Request(
-            f"http://{NETWORK}.11:4000{path}",
+            f"{gateway_url(host)}{path}",
             json.dumps(body).encode(),
             {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
         )
         return urllib.request.urlopen(request, timeout=timeout)
+
+
+def gateway_url(host: str) -> str:
+    return f"http://{NETWORK}.{10 + int(host.removeprefix('mac-'))}:4000"
 
 
 def chat(model: str, words: str = "Say hello.", **options) -> dict:

@@ -13,7 +13,16 @@ from pathlib import Path
 from .errors import SandboxError
 
 # The third octet of the subnet. Fixed, so that inventories can name addresses.
-INDEXES = {"demo": 0, "test": 1, "bench": 2, "dev": 3, "e2e": 8, "e2e-2": 9, **{f"spare{n}": n for n in range(4, 8)}}
+INDEXES = {
+    "demo": 0,
+    "test": 1,
+    "bench": 2,
+    "dev": 3,
+    **{f"spare{n}": n for n in range(4, 8)},
+    "e2e": 8,
+    "e2e-2": 9,
+    "e2e-3": 10,
+}
 LARGEST_FLEET = 240
 STATE_ROOT = Path("/var/tmp/lmfleet-sandbox")
 LOCK_FOLDER = Path("/run/lock")
