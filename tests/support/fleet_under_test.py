@@ -86,7 +86,8 @@ class Fleet:
         (self.folder / "hosts.yml").write_text(yaml.safe_dump(self.hosts))
         for group, variables in self.variables.items():
             (self.folder / "group_vars" / f"{group}.yml").write_text(yaml.safe_dump(variables))
-        command = [str(ANSIBLE_PLAYBOOK), "-i", str(self.folder), playbook, *arguments]
+        # Not the folder: an inventory of another test inside it would be read as well.
+        command = [str(ANSIBLE_PLAYBOOK), "-i", str(self.folder / "hosts.yml"), playbook, *arguments]
         variables = {**os.environ, "ANSIBLE_NOCOLOR": "1", "LMFLEET_SANDBOX_CLIENT": REALM, **environment}
         return subprocess.Popen(
             command,
