@@ -24,7 +24,7 @@ attributes:
     support: none
 options:
   path:
-    description: File that holds the claim. Its folder has to be there.
+    description: File that holds the claim. Where its folder is missing no gateway is set up, and nothing is claimed.
     type: path
     required: true
   controller:
@@ -143,7 +143,7 @@ def main() -> None:
     )
     folder = os.path.dirname(module.params["path"])
     if not os.path.isdir(folder):
-        module.fail_json(msg=f"{folder} is not there. Set up the gateway first.")
+        module.exit_json(changed=False, holder="")
     try:
         with exclusive(folder, "rollout_claim", module.params["lock_timeout"]):
             result = ensure(module.params, module.check_mode, time.time())

@@ -64,7 +64,8 @@ class Fleet:
         # Most tests change all at once. How that costs no request is in test_rollout.py.
         self.variables["all"].update(ALL_AT_ONCE)
         self.variables["all"].update(sandbox_state=STATE, sandbox_mirror=f"http://{NETWORK}.1:8080")
-        self.variables["gateways"].update(queue_guard_interval=1, queue_guard_ttl=15)
+        # One worker unless a test needs more: each takes seconds of a whole core to start.
+        self.variables["gateways"].update(queue_guard_interval=1, queue_guard_ttl=15, litellm_workers=1)
         chat = {"name": "pretender"}
         self.variables["macs"]["lmfleet_instances"] = [
             {"name": "chat-a", "port": 1234, "models": [chat]},

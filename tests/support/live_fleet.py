@@ -22,6 +22,7 @@ def without_a_gap(fleet: Fleet) -> Fleet:
     for name in ALL_AT_ONCE:
         del fleet.variables["all"][name]
     fleet.variables["all"]["lmfleet_canary_bake_seconds"] = 0
+    fleet.variables["gateways"]["litellm_workers"] = 2  # all of them have to follow a pause
     return fleet
 
 

@@ -44,6 +44,13 @@ def test_a_claim_that_is_taken_again_holds_longer_and_remembers_its_begin(claim,
     assert again["until"] == pytest.approx(now + 110)
 
 
+def test_without_a_gateway_nothing_is_claimed(claim, tmp_path):
+    for state in ("present", "absent"):
+        result = claim(HERE, path=str(tmp_path / "nothing" / "rollout.json"), state=state)
+        assert (result["changed"], result["holder"]) == (False, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_claim_lapses(claim, monkeypatch):
     claim(HERE, seconds=60)
     now = time.time()
@@ -84,12 +91,6 @@ def test_check_mode_refuses_as_it_would_and_writes_nothing(claim, tmp_path):
 def test_what_cannot_be_read_keeps_nobody_off(claim, tmp_path, text):
     (tmp_path / "rollout.json").write_text(text)
     assert claim(THERE)["holder"] == "ben on there"
-
-
-def test_without_a_gateway_there_is_nothing_to_claim(run_module, tmp_path):
-    told = run_module(rollout_claim, {"path": str(tmp_path / "no" / "rollout.json"), **HERE})
-    assert told["failed"]
-    assert "Set up the gateway first" in told["msg"]
 
 
 def test_only_the_owner_may_read_it(claim, tmp_path):
