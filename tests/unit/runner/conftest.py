@@ -125,6 +125,11 @@ elif words[0] == "load":
     time.sleep(state.get("load_seconds", 0))
     state = read()
     identifier = option("--identifier")
+    if state.pop("somebody_is_quicker", None):
+        path = "p/n/" + words[1][len("key-of-"):]
+        state["loaded"][identifier] = {"identifier": identifier, "path": path, "ttlMs": 300000, "parallel": 1}
+        write(state)
+        sys.exit("Error: " + identifier + " is in use")
     while identifier in state["loaded"]:
         identifier += ":2"
     state["loaded"][identifier] = {

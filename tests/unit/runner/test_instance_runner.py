@@ -276,6 +276,17 @@ def test_a_model_loaded_anew_with_other_settings_is_brought_back(instance):
     instance.until(lambda status: status["state"] == "ready" and len(instance.calls("load")) == 2)
 
 
+def test_what_somebody_else_loads_in_the_same_moment_is_replaced(instance):
+    instance.knob(somebody_is_quicker=True)
+    status = instance.start().until(lambda status: status["state"] == "degraded")
+    assert (
+        status["error"]
+        == "model m: loaded by somebody else, and parallel is 1, declared 2, ttl is 300 s, declared none"
+    )
+    instance.ready()
+    assert len(instance.calls("load")) == 2 and len(instance.calls("unload")) == 1
+
+
 def test_a_time_to_live_is_no_setting_of_ours(instance):
     instance.knob(ttl=3600000)
     status = instance.start().until(lambda status: status["state"] == "degraded")

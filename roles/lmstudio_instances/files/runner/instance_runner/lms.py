@@ -18,11 +18,15 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\r\x07]")
 
 
 class Answer(NamedTuple):
-    """What a call of lms left behind. Its exit code says nothing, so it is not kept."""
+    """What a call of lms left behind.
+
+    `complained`: its exit code was not 0. That it was 0 says nothing.
+    """
 
     out: str
     err: str
     timed_out: bool
+    complained: bool = False
 
     def said(self) -> str:
         """Return the last thing it said, for an error message."""
@@ -74,7 +78,7 @@ class Lms:
             except OSError as error:
                 return Answer("", f"cannot run {program}: {error.strerror}", False)
             ended = self._wait(process, time.monotonic() + timeout, meanwhile, interval)
-            return Answer(_content(out), _content(err), not ended)
+            return Answer(_content(out), _content(err), not ended, ended and process.returncode != 0)
 
     def _wait(
         self,

@@ -213,6 +213,9 @@ class Models:
         elif entry.get("path") != model.path:
             # lms matches names loosely; the next round unloads what is not declared.
             self._failed(model.identifier, f"lms loaded {entry.get('path')} instead of {model.path}")
+        elif answer.complained and differences(model, entry):
+            # Somebody was quicker to load it; the next try unloads that.
+            self._failed(model.identifier, f"loaded by somebody else, and {differences(model, entry)}")
         else:
             self.known[model.identifier] = known_from(model, entry)
             self.failures.pop(model.identifier, None)
