@@ -15,7 +15,15 @@ FOLDER = Path(__file__).parent
 # The folders by the time that their tests take; one that is not listed comes before those.
 QUICK_TO_SLOW = ["unit", "sandbox", "molecule", "gateway", "e2e"]
 # Files of tests/e2e that take minutes, the longest first: none shall be left over for one process at the end.
-LONG = ["test_site.py", "test_instances.py", "test_rollout_faults.py", "test_rollout.py", "test_drift.py"]
+LONG = [
+    "test_instances.py",
+    "test_site.py",
+    "test_drift.py",
+    "test_rollout_interrupted.py",
+    "test_rollout_faults.py",
+    "test_two_gateways.py",
+    "test_rollout.py",
+]
 
 
 def pytest_configure(config):

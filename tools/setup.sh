@@ -170,7 +170,7 @@ make_venv_with_installer() {
 install_locked() { # LOCK
   # uv is several times faster, but does not read pip's own configuration: where an index or a proxy is set up
   # only there, pip does it.
-  .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes --requirement "$1" ||
+  .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes --requirement "$1" ||
     .venv/bin/python -m pip install --require-hashes --requirement "$1"
 }
 

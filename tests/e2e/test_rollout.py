@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A live fleet is changed under load: every request is answered whole. What goes wrong is in test_rollout_faults.py."""
+"""A live fleet is changed under load: every request is answered whole. What may go wrong has files of its own."""
 
 from __future__ import annotations
 

@@ -829,8 +829,8 @@ def test_a_runtime_is_named_exactly_and_by_its_version_when_there_are_several(in
 
 def test_the_daemon_keeps_a_log_of_the_day(instance):
     instance.start()
-    (log,) = (instance.lmstudio / "server-logs").rglob("*.log")
-    assert "ready, control port" in log.read_text()
+    (log,) = wait_for(lambda: list((instance.lmstudio / "server-logs").rglob("*.log")))
+    assert wait_for(lambda: "ready, control port" in log.read_text())
 
 
 def test_a_sharing_daemon_publishes_the_one_it_found(make_instance):
