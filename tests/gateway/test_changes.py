@@ -85,7 +85,7 @@ def test_settings_workers_key_and_version_change_at_once(gateway, change, instal
 
 def test_a_version_that_does_not_work_is_not_served(gateway, change, installation):
     """It installs, starts, and accepts the configuration; that it answers nobody the trial finds out, and no client."""
-    broken = second_environment(installation, "import os\nos.environ['LITELLM_MASTER_KEY'] = 'sk-broken'\n")
+    broken = second_environment(installation, "import os; os.environ['LITELLM_MASTER_KEY'] = 'sk-broken'")
     before = gateway.status()["serving"]
     output = change(expect=2, litellm_requirements=broken)
     assert "the one before still serves" in output
@@ -117,16 +117,19 @@ def environment_in_use(installation):
     return os.readlink(installation.root / "current" / "venv").rpartition("/")[2]
 
 
-def second_environment(installation, sitecustomize=""):
-    """Return a lock whose virtual environment is there already: it borrows the packages of another."""
+def second_environment(installation, startup=""):
+    """Return a lock whose virtual environment is there already: it borrows the packages of another.
+
+    `startup` is a line of Python, an import first, that each of its programs begins with.
+    """
     own = (installation.workplace / "files" / "requirements-linux-x86_64.txt").read_text().rstrip("\n")
     lock = installation.workplace / f"lock-{len(list(installation.workplace.glob('lock-*.txt'))) + 1}.txt"
     lock.write_text(f"{own}\n# {lock.name}\n")
     whole = next(path for path in installation.root.glob("venv-*") if (packages(path) / "litellm").is_dir())
     folder = installation.root / folder_name("venv", lock.read_text().rstrip("\n"), sys.executable)
     venv.create(folder, symlinks=True)
-    (packages(folder) / "borrowed.pth").write_text(f"{packages(whole)}\n")
-    (packages(folder) / "sitecustomize.py").write_text(sitecustomize)
+    # Not sitecustomize.py: Debian's Python has one of its own, which is found first.
+    (packages(folder) / "borrowed.pth").write_text(f"{packages(whole)}\n{startup}\n")
     script = (whole / "bin" / "litellm").read_text().partition("\n")[2]
     (folder / "bin" / "litellm").write_text(f"#!{folder}/bin/python\n{script}")
     (folder / "bin" / "litellm").chmod(0o755)
