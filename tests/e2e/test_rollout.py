@@ -31,8 +31,10 @@ def test_new_settings_of_every_instance_cost_no_request(live, traffic, tmp_path)
     assert paused(new, "rollout") == set()
 
 
-def test_other_ports_and_removed_instances_cost_no_request(live, traffic, tmp_path):
-    new = declare(changed(live, tmp_path, context_length=6000), [{"name": "chat-a", "port": 1244}])
+def test_other_ports_and_instances_that_take_the_place_of_others_cost_no_request(live, traffic, tmp_path):
+    """All models of the group move: at each time, the gateway must know where they are now."""
+    places = [{"name": "chat-a", "port": 1244}, {"name": "chat-c", "port": 1235}]  # the port of chat-b
+    new = declare(changed(live, tmp_path, context_length=6000), places)
     with traffic:
         traffic.wait_for(20)
         new.play().succeeded()

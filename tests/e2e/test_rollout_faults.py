@@ -34,6 +34,24 @@ def test_what_does_not_come_back_is_restored_and_stops_the_roll_out(live, traffi
     assert paused(live, "rollout") == set()
 
 
+def test_what_comes_back_and_does_not_answer_is_put_back_and_stops_the_roll_out(live, traffic, tmp_path):
+    bad = slim(live, tmp_path, port=1254, length=9000)
+    bad.variables["macs"]["lmstudio_instances_probe_timeout"] = 5
+    live.sandbox("knob", "mac-1", "llmster.computes_up_to_context@chat-a=8000")
+    with traffic:
+        traffic.wait_for(20)
+        run = bad.play()
+        traffic.wait_for(20)
+    live.sandbox("knob", "mac-1", "--clear")
+    stopped(run)
+    run.said("mac-1 (chat-a):", "Compute error.", "mac-1: chat-a has again what it had before this run")
+    assert run.changed["mac-2"] == 0
+    traffic.assert_none_failed()
+    assert_as_declared(live)
+    assert paused(live, "rollout") == set()
+    assert live.play().succeeded().changed == UNCHANGED
+
+
 def test_what_was_changed_before_goes_back_too_where_that_is_wanted(live, traffic, tmp_path):
     bad = slim(live, tmp_path, port=1254, length=LENGTH_THAT_DOES_NOT_FIT)
     bad.variables["macs"].update(lmstudio_instances_ready_timeout=15, lmfleet_rollback="fleet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import uuid
 
-from llmster_standin import home
+from llmster_standin import home, knobs
 from llmster_standin.engine_real import EngineDiedError, EngineError
 from llmster_standin.manager import LoadError, ModelNotFoundError
 
@@ -61,6 +61,7 @@ def _load_just_in_time(app, name, ttl_seconds, watch):
 
 def pieces(app, instance, request, watch):
     """Yield the generated pieces; the request queues for a slot first. Raises RefusedError, waiting.CancelledError."""
+    _check_that_it_computes(instance)
     app.publish("llm.prediction.input", instance, request.text())
     text = ""
     try:
@@ -78,11 +79,19 @@ def pieces(app, instance, request, watch):
 
 def vectors(app, instance, texts, watch):
     """Return one embedding per text. Raises RefusedError, waiting.CancelledError."""
+    _check_that_it_computes(instance)
     try:
         with instance.slot(watch):
             return instance.engine.embed(texts, watch)
     except EngineError as error:
         raise _engine_failed(app, instance, error) from None
+
+
+def _check_that_it_computes(instance):
+    """Raise RefusedError for a model that loads with its settings, but fails at each request."""
+    limit = knobs.get("computes_up_to_context")
+    if limit is not None and instance.context_length > int(limit):
+        raise RefusedError(500, "Compute error.")
 
 
 def _engine_failed(app, instance, error):

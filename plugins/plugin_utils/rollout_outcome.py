@@ -1,0 +1,138 @@
+# Copyright: (c) 2026, the lmfleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What came of a part of a roll-out, and what is put back for it. Pure: no Ansible, no I/O.
+
+A part is a batch as plan_rollout tells it, or what is taken out again to be put back. The results are those of the tasks
+of a roll-out, as plain values; a task that was not needed has the result {}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+GONE = "it cannot be reached any more."
+
+
+def outcome(
+    part: Mapping[str, Any],
+    deployments: Iterable[Mapping[str, Any]],
+    macs: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    gateways: Mapping[str, list[Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """Return what came of `part`.
+
+    `deployments`: those of the fleet plan; `macs`: by host, what came of `idle`, `run` and `health`; `gateways`: by task
+    (`held`, `drained`, `told`, `answers`, `back`), one result for each gateway.
+
+    In it, `in_the_way` has lines on gateways that kept the part from being changed. `untouched` says by host why it was
+    not changed or got back at once what it had, `mute` why it is to get that back now. `gone` and `new` are ids that the
+    gateways have to forget and to learn, `asked` those that are asked, `silent` by id why it does not serve, `resumed`
+    those that do. `behind` has lines on gateways that were not told. `well` is true when nothing of that went wrong.
+    """
+    in_the_way = _lines(gateways["held"]) + _lines(gateways["drained"])
+    untouched = _untouched(part["hosts"], macs, bool(in_the_way))
+    deaf = {host: _why(macs[host]["health"]) for host in part["hosts"] if _bad(macs[host]["health"])}
+    changed = [host for host in part["hosts"] if host not in untouched and host not in deaf]
+    places = {one["id"]: one["host"] for one in deployments}
+    places |= {name: host for host, names in part["out"].items() for name in names}
+    gone = [name for name in part["removed"] if places[name] in changed]
+    new = [name for name in part["added"] if places[name] in changed]
+    asked = [name for name in part["paused"] if name not in gone] + new
+    silent = _silent(asked, gateways["answers"])
+    behind = _lines(gateways["told"]) + _lines(gateways["back"])
+    mute = {host: why for host, why in deaf.items() if host not in untouched}
+    for name, why in silent.items():
+        if places[name] not in untouched:
+            mute.setdefault(places[name], f"{name} does not answer through the gateway: {why}")
+    return {
+        "in_the_way": in_the_way,
+        "untouched": untouched,
+        "mute": mute,
+        "gone": gone,
+        "new": new,
+        "asked": asked,
+        "silent": silent,
+        "resumed": [name for name in asked if name not in silent],
+        "behind": behind,
+        "well": not (in_the_way or untouched or mute or silent or behind),
+    }
+
+
+def to_put_back(
+    done: list[Mapping[str, Any]],
+    deployments: Iterable[Mapping[str, Any]],
+    outcome: Mapping[str, Any],
+    whole: bool,
+    worse: bool,
+) -> list[dict[str, Any]]:
+    """Return the parts that get back what they had, the last one first.
+
+    `done`: the batches so far; `outcome`: of the last of them. With `whole` all go back, otherwise the last one where it
+    does `worse` than the others, or else its Macs on which something does not answer.
+    """
+    parts = []
+    places = {one["id"]: one["host"] for one in deployments}
+    for batch in reversed(done):
+        last = batch is done[-1]
+        mute = outcome["mute"] if last else {}
+        hosts = batch["replaced"] if whole or (last and worse) else mute
+        hosts = [host for host in batch["replaced"] if host in hosts and host not in outcome["untouched"]]
+        if hosts:
+            withdrawn = [name for name in batch["added"] if places.get(name) in hosts]
+            parts.append({**_of_hosts(batch, hosts, mute), "withdrawn": withdrawn})
+    return parts
+
+
+def _of_hosts(batch: Mapping[str, Any], hosts: list[str], mute: Mapping[str, str]) -> dict[str, Any]:
+    """Return what of a batch is put back. What was removed stays so; what is new goes again (`withdrawn`)."""
+    out = {host: [name for name in batch["out"].get(host, []) if name not in batch["removed"]] for host in hosts}
+    return {
+        **batch,
+        "hosts": {host: batch["replaced"][host] for host in hosts},
+        "replaced": {host: batch["replaced"][host] for host in hosts},
+        # What does not answer is not waited for; nobody asks it anything.
+        "busy": {host: batch["busy"][host] for host in hosts if host in batch["busy"] and host not in mute},
+        "out": out,
+        "paused": [name for names in out.values() for name in names],
+        "removed": [],
+        "added": [],
+    }
+
+
+def _untouched(
+    hosts: Iterable[str], macs: Mapping[str, Mapping[str, Mapping[str, Any]]], hindered: bool
+) -> dict[str, str]:
+    if hindered:
+        return dict.fromkeys(hosts, "")
+    return {
+        host: _why(next(result for result in (macs[host]["idle"], macs[host]["run"]) if _bad(result)))
+        for host in hosts
+        if _bad(macs[host]["idle"]) or _bad(macs[host]["run"])
+    }
+
+
+def _silent(asked: list[str], answers: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Return by id why it is not to get requests: one gateway that hears nothing of it is enough."""
+    verdicts = [result["deployments"] for result in answers if "deployments" in result]
+    silent = {
+        one["id"]: one["problem"] for verdict in verdicts for one in verdict if not one["healthy"] and one["id"] in asked
+    }
+    troubles = _lines(answers)
+    # A gateway that cannot ask knows nothing of them; only where all are like that, nobody does.
+    if troubles and not verdicts:
+        silent = dict.fromkeys(asked, "; ".join(troubles))
+    return silent
+
+
+def _lines(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [f"{result.get('gateway')}: {_why(result)}" for result in results if _bad(result)]
+
+
+def _bad(result: Mapping[str, Any]) -> bool:
+    return bool(result.get("failed") or result.get("unreachable"))
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    return GONE if result.get("unreachable") else str(result.get("msg", "it failed"))
