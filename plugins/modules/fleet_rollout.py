@@ -108,7 +108,7 @@ EXAMPLES = r"""
     registered: "{{ asked_again.results }}"
     next_batch: "{{ order.batches[0] }}"
   register: now
-  failed_when: now is failed or now.problems
+  failed_when: now is failed or now.problems | length > 0
 """
 
 RETURN = r"""
