@@ -20,8 +20,8 @@ TAKING = ("start", "live")
 class Deployment:
     """A deployment that the gateways have, or will have.
 
-    `state`: "serving"; "paused" by nothing but a roll-out that was cut off; "down" for any other reason; "new" where no
-    gateway knows it yet. `stays`: whether it serves once its instance has had its turn.
+    `state`: "serving"; "held" by a pause that is none of a roll-out's business; "paused" by nothing but a roll-out that
+    was cut off; "down" otherwise; "new" where no gateway knows it yet. `declared`: whether there is to be one.
     """
 
     id: str
@@ -29,7 +29,12 @@ class Deployment:
     host: str
     instance: str
     state: str = "serving"
-    stays: bool = True
+    declared: bool = True
+
+    @property
+    def stays(self) -> bool:
+        """Whether it serves once its instance has had its turn."""
+        return self.declared and self.state != "held"
 
 
 @dataclass(frozen=True)
@@ -122,14 +127,13 @@ def plan_rollout(
     fleet = _Fleet(deployments, policy, departing)
     most = amount(policy.batch, macs)
     rollout = Rollout()
-    serving = fleet.serving()
     free, pending = _units(fleet, list(changes))
     if free:
-        rollout.batches.append(fleet.described(free, serving))
-        serving = fleet.after(free, serving)
+        rollout.batches.append(fleet.described(free))
+        fleet.advance(free)
     room = 1 if policy.canary else most
     while pending:
-        batch, rest = _filled(fleet, pending, serving, room)
+        batch, rest = _filled(fleet, pending, room)
         if not batch:
             place = next((n for n, unit in enumerate(pending) if _divisible(unit, policy)), None)
             if place is not None:
@@ -138,11 +142,11 @@ def plan_rollout(
             if not policy.allow_downtime:
                 break
             batch, *rest = pending
-        rollout.batches.append(fleet.described(batch, serving))
-        serving = fleet.after(batch, serving)
+        rollout.batches.append(fleet.described(batch))
+        fleet.advance(batch)
         pending, room = rest, most
-    rollout.refused = [fleet.described(unit, serving) for unit in pending]
-    rollout.problems = [line for unit in pending for line in fleet.troubles(fleet.out(unit, serving), serving)]
+    rollout.refused = [fleet.described(unit) for unit in pending]
+    rollout.problems = [line for unit in pending for line in fleet.troubles(fleet.out(unit))]
     return rollout
 
 
@@ -204,9 +208,8 @@ def shortage(
     # What an instance had loaded when the run began says nothing by now.
     deployments = _deployments(declared, registered, changes, unreachable, silent, {})
     fleet = _Fleet(deployments, policy, _departing(deployments, declared))
-    serving = fleet.serving()
-    out = [one for one in deployments if one.id in serving.intersection(batch["paused"])]
-    return [] if policy.allow_downtime else fleet.troubles(out, serving)
+    out = [one for one in deployments if one.id in batch["paused"] and one.state == "serving"]
+    return [] if policy.allow_downtime else fleet.troubles(out)
 
 
 def amount(value: int | str, whole: int, least: int = 1, up: bool = False) -> int:
@@ -225,58 +228,56 @@ def amount(value: int | str, whole: int, least: int = 1, up: bool = False) -> in
 
 
 class _Fleet:
-    """All deployments, and what is promised of them. What serves at a time is a set of ids."""
+    """All deployments as they are at a time of the roll-out, and what is promised of them."""
 
     def __init__(self, deployments: Iterable[Deployment], policy: Policy, departing: Collection[str]) -> None:
         self._policy = policy
         self._departing = departing
-        self._all = {deployment.id: deployment for deployment in deployments}
-        self._whole = Counter(one.group for one in self._all.values() if one.state != "new")
+        self._all = list(deployments)
         self._places: dict[tuple[str, str], list[Deployment]] = {}
-        for one in self._all.values():
+        for one in self._all:
             self._places.setdefault((one.host, one.instance), []).append(one)
+        self._serving = {one for one in self._all if one.state == "serving"}
+        self._known = {one for one in self._all if one.state != "new"}
+        self._count()
 
-    def serving(self) -> frozenset[str]:
-        return frozenset(one.id for one in self._all.values() if one.state == "serving")
+    def _count(self) -> None:
+        self._serve = Counter(one.group for one in self._serving)
+        self._whole = Counter(one.group for one in self._known)
+
+    def advance(self, batch: Iterable[Change]) -> None:
+        """Go on to the time when the batch has had its turn."""
+        touched = {one for change in batch for one in self.at(change)}
+        self._serving = (self._serving - touched) | {one for one in touched if one.stays}
+        self._known = (self._known - touched) | {one for one in touched if one.declared}
+        self._count()
 
     def at(self, change: Change) -> list[Deployment]:
         """Return the deployments of the instance that is changed."""
         return self._places.get((change.host, change.instance), [])
 
-    def out(self, batch: Iterable[Change], serving: Collection[str]) -> list[Deployment]:
+    def out(self, batch: Iterable[Change]) -> list[Deployment]:
         """Return what serves, and does not while the batch is changed."""
-        return [one for change in batch for one in self.at(change) if one.id in serving and change.interrupts(one)]
-
-    def after(self, batch: Iterable[Change], serving: frozenset[str]) -> frozenset[str]:
-        """Return what serves when the batch has had its turn."""
-        touched = [one for change in batch for one in self.at(change)]
-        gone = {one.id for one in touched if not one.stays}
-        return (serving - gone) | {one.id for one in touched if one.stays}
+        return [one for change in batch for one in self.at(change) if one in self._serving and change.interrupts(one)]
 
     def gain(self, batch: Iterable[Change]) -> int:
         """Return how many more deployments serve when the batch has had its turn, for good."""
         touched = [one for change in batch for one in self.at(change)]
         return sum(one.stays - (one.state == "serving") for one in touched)
 
-    def count(self, serving: Iterable[str]) -> Counter[str]:
-        return Counter(self._all[name].group for name in serving)
-
-    def troubles(
-        self, out: Iterable[Deployment], serving: Iterable[str], count: Counter[str] | None = None
-    ) -> list[str]:
-        """Return one line for each model group that has too little without `out`. `count` spares counting again."""
-        count = count or self.count(serving)
+    def troubles(self, out: Iterable[Deployment]) -> list[str]:
+        """Return one line for each model group that has too little without `out`."""
         troubles = []
         by_group: dict[str, list[Deployment]] = {}
         for one in out:
             by_group.setdefault(one.group, []).append(one)
         for group, members in sorted(by_group.items()):
-            left = count[group] - len(members)
+            left = self._serve[group] - len(members)
             if group in self._departing or self._enough(group, members, left):
                 continue
             where = ", ".join(dict.fromkeys(f"{one.instance} on {one.host}" for one in members))
             troubles.append(
-                f"model group {group}: to change {where} leaves {left} of {count[group]} serving deployments, "
+                f"model group {group}: to change {where} leaves {left} of {self._serve[group]} serving deployments, "
                 f"{self._promise()}. Add a deployment to the group elsewhere, or accept that its requests fail "
                 "meanwhile: lmfleet_allow_downtime: true"
             )
@@ -292,17 +293,16 @@ class _Fleet:
             return "and at least one must go on, with no more than one Mac away at a time"
         return f"and lmfleet_min_capacity is {self._policy.min_capacity}"
 
-    def described(self, batch: list[Change], serving: Collection[str]) -> Batch:
+    def described(self, batch: list[Change]) -> Batch:
         pairs = [(change, one) for change in batch for one in self.at(change)]
         known = [(change, one) for change, one in pairs if one.state != "new"]
         paused = [one for change, one in known if one.state == "paused" or change.interrupts(one)]
-        left = self.count(serving)
-        left.subtract(one.group for one in self.out(batch, serving))
+        out = Counter(one.group for one in self.out(batch))
         return Batch(
             batch,
             sorted(one.id for one in paused),
-            {group: left[group] for group in sorted({one.group for one in paused})},
-            sorted(one.id for _change, one in pairs if one.state == "new" and one.stays),
+            {group: self._serve[group] - out[group] for group in sorted({one.group for one in paused})},
+            sorted(one.id for _change, one in pairs if one.state == "new"),
         )
 
 
@@ -331,19 +331,16 @@ def _gives_up(fleet: _Fleet, change: Change) -> bool:
     return change.interrupting and not lasting
 
 
-def _filled(
-    fleet: _Fleet, pending: list[list[Change]], serving: frozenset[str], room: int
-) -> tuple[list[Change], list[list[Change]]]:
+def _filled(fleet: _Fleet, pending: list[list[Change]], room: int) -> tuple[list[Change], list[list[Change]]]:
     """Return a batch of those units that can change together now, on at most `room` Macs, and the other units."""
     batch: list[Change] = []
     hosts: set[str] = set()
     rest: list[list[Change]] = []
     waiting: set[str] = set()  # the units of a Mac keep their order
-    count = fleet.count(serving)
     for unit in pending:
         host = unit[0].host
         full = host not in hosts and len(hosts) >= room
-        if full or host in waiting or fleet.troubles(fleet.out([*batch, *unit], serving), serving, count):
+        if full or host in waiting or fleet.troubles(fleet.out([*batch, *unit])):
             rest.append(unit)
             waiting.add(host)
         else:
@@ -417,15 +414,17 @@ def _deployments(
         held = owners.get(name, set())
         if name not in groups:
             state = "new"
-        elif held == {"rollout"} and host not in unreachable:
+        elif held - {"rollout"}:
+            state = "held"
+        elif held:
             state = "paused"
-        elif held or host in unreachable or name in silent or not _answers(name, host, entries.get((host, instance))):
+        elif host in unreachable or name in silent or not _answers(name, host, entries.get((host, instance))):
             state = "down"
         else:
             state = "serving"
         if state != "new" or (gateways and name in wanted):
             group = groups[name] if name in groups else wanted[name]["model_group"]
-            found.append(Deployment(name, group, host, instance, state, name in wanted and held <= {"rollout"}))
+            found.append(Deployment(name, group, host, instance, state, name in wanted))
     return found
 
 

@@ -101,20 +101,20 @@ def test_only_the_groups_of_the_changed_models_are_paused():
 
 
 def test_what_is_removed_goes_last_and_serves_no_later_batch():
-    deployments = [*fleet(["m1"], stays=False), *fleet(["m2", "m3"])]
+    deployments = [*fleet(["m1"], declared=False), *fleet(["m2", "m3"])]
     changes = [*restarts(["m1"], action="remove"), *restarts(["m2", "m3"])]
     rollout = plan_rollout(deployments, changes, Policy(min_capacity=1, batch=2), 3)
     assert order(rollout) == [["m2/a"], ["m3/a", "m1/a"]]
     assert [batch.left["g"] for batch in rollout.batches] == [2, 1]
     alone = plan_rollout(
-        [*fleet(["m1"], instances="ab", stays=False), *fleet(["m2"])], restarts(["m1"], "ab"), Policy(), 3
+        [*fleet(["m1"], instances="ab", declared=False), *fleet(["m2"])], restarts(["m1"], "ab"), Policy(), 3
     )
     assert [batch.left["g"] for batch in alone.batches] == [1]
 
 
 def test_removing_a_group_bit_by_bit_is_refused_unless_it_is_no_longer_declared():
     changes = restarts(["m1", "m2"], action="remove")
-    gone = fleet(["m1", "m2"], stays=False)
+    gone = fleet(["m1", "m2"], declared=False)
     refused = plan_rollout(gone, changes, Policy(), 2)
     assert "to change a on m2 leaves 0 of 1" in refused.problems[0]
     rollout = plan_rollout(gone, changes, Policy(batch=2, canary=False), 2, {"g"})
@@ -123,7 +123,7 @@ def test_removing_a_group_bit_by_bit_is_refused_unless_it_is_no_longer_declared(
 
 @pytest.mark.parametrize("action", ["live", "restart"])
 def test_a_model_that_an_instance_gives_up_no_longer_serves(action):
-    gone = fleet(MACS, stays=False)
+    gone = fleet(MACS, declared=False)
     changes = [Change(host, "a", action, "its models changed", frozenset({f"{host}-a-g"})) for host in MACS]
     refused = plan_rollout(gone, changes, Policy(), 6)
     assert [batch.left["g"] for batch in refused.batches] == [5, 4, 3, 2, 1]
@@ -131,7 +131,7 @@ def test_a_model_that_an_instance_gives_up_no_longer_serves(action):
 
 
 def test_a_model_that_moves_to_another_instance_serves_there_after_its_batch():
-    deployments = [*fleet(MACS, stays=False), *fleet(MACS, instances="b", state="new")]
+    deployments = [*fleet(MACS, declared=False), *fleet(MACS, instances="b", state="new")]
     changes = [
         change
         for host in MACS
@@ -168,6 +168,16 @@ def test_what_is_down_serves_after_its_turn_only():
 def test_a_share_to_keep_is_rounded_up():
     strict = plan_rollout(fleet(MACS[:3]), restarts(MACS[:3]), Policy(batch=3, min_capacity="50%", canary=False), 3)
     assert [batch.left["g"] for batch in strict.batches] == [2, 2, 2]
+
+
+def test_a_share_is_of_what_the_gateways_have_by_then():
+    many, few = MACS, MACS[:2]
+    deployments = [*fleet(few), *fleet(many[2:], state="new")]
+    changes = [*restarts(few), *restarts(many[2:], action="start")]
+    grown = plan_rollout(deployments, changes, Policy(batch=6, min_capacity="75%", canary=False), 6)
+    assert [batch.left for batch in grown.batches] == [{}, {"g": 5}, {"g": 5}]
+    shrunk = plan_rollout(fleet(many, declared=False), restarts(many[1:], action="remove"), Policy(1, "50%"), 6)
+    assert [batch.left["g"] for batch in shrunk.batches] == [5, 4, 3, 2, 1]
 
 
 PORTS = [Change("m1", name, "restart", "changed: port") for name in "ab"]
@@ -217,9 +227,9 @@ def random_fleet(dice, hosts):
             action = dice.choice([*INTERRUPTING, "start", None, None])
             changes += [Change(host, instance, action, "x")] if action else []
             for group in dice.sample("ghi", dice.randint(1, 2)):
-                state = dice.choice(["serving"] * 8 + ["down", "new", "paused"])
-                stays = action not in ("remove", "live") or (action == "live" and dice.random() > 0.3)
-                deployments.append(Deployment(f"{host}-{instance}-{group}", group, host, instance, state, stays))
+                state = dice.choice(["serving"] * 8 + ["down", "held", "new", "paused"])
+                wanted = action not in ("remove", "live") or (action == "live" and dice.random() > 0.3)
+                deployments.append(Deployment(f"{host}-{instance}-{group}", group, host, instance, state, wanted))
     return deployments, changes
 
 
@@ -234,6 +244,7 @@ def test_random_fleets_keep_their_promise_and_change_everything_once(seed):
     done = [change for batch in [*rollout.batches, *rollout.refused] for change in batch.changes]
     assert sorted(done, key=str) == sorted(changes, key=str)
     serving = {one.id for one in deployments if one.state == "serving"}
+    known = {one.id for one in deployments if one.state != "new"}
     loud = [batch for batch in rollout.batches if batch.interrupting]
     for batch in rollout.batches:
         if batch in loud:
@@ -244,8 +255,9 @@ def test_random_fleets_keep_their_promise_and_change_everything_once(seed):
             if lost and policy.min_capacity is None:
                 assert len(lost) < len(members) and len({one.host for one in lost}) == 1
             elif lost:
-                whole = sum(one.group == group and one.state != "new" for one in deployments)
+                whole = sum(one.group == group and one.id in known for one in deployments)
                 assert len(members) - len(lost) >= amount(policy.min_capacity, whole, up=True)
         places = {(change.host, change.instance) for change in batch.changes}
         touched = [one for one in deployments if (one.host, one.instance) in places]
         serving = serving - {one.id for one in touched} | {one.id for one in touched if one.stays}
+        known = known - {one.id for one in touched} | {one.id for one in touched if one.declared}
