@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import socket
 import time
-import uuid
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_lock
@@ -23,13 +22,17 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         _checked, arguments = self.validate_argument_spec({"timeout": {"type": "int", "default": 30}})
         user, controller = getpass.getuser(), socket.gethostname()
-        # Two laptops may have the same name.
-        result.update(changed=False, controller=f"{controller}-{uuid.getnode():x}", holder=f"{user} on {controller}")
+        try:
+            controller_id = fleet_lock.controller_id()
+        except OSError as error:
+            result.update(failed=True, msg=f"This controller cannot be told from others: {error}.")
+            return result
+        result.update(changed=False, controller=controller_id, holder=f"{user} on {controller}")
         if self._task.check_mode:
             return result
-        hostvars = task_vars["hostvars"]
-        members = [host for group in ("macs", "gateways") for host in task_vars["groups"].get(group, [])]
-        path = fleet_lock.lock_file(str(hostvars[host].get("ansible_host", host)) for host in members)
+        hostvars, groups = task_vars["hostvars"], task_vars["groups"]
+        members = groups.get("gateways") or groups.get("macs") or []
+        paths = fleet_lock.lock_files(str(hostvars[host].get("ansible_host", host)) for host in members)
         run_pid = fleet_lock.run_pid()
         holder = {
             "user": user,
@@ -38,10 +41,11 @@ class ActionModule(ActionBase):
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         try:
-            other = fleet_lock.take(path, run_pid, arguments["timeout"], holder)
+            other = fleet_lock.take(paths, run_pid, arguments["timeout"], holder)
         except (OSError, RuntimeError) as error:
+            names = ", ".join(str(path) for path in paths)
             result.update(
-                failed=True, msg=f"The lock of this fleet cannot be taken: {error}. Check the permissions of {path}."
+                failed=True, msg=f"The lock of this fleet cannot be taken: {error}. Check the permissions of {names}."
             )
             return result
         if other:

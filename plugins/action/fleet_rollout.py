@@ -14,6 +14,8 @@ OPTIONS = {
     "deployments": {"type": "list", "elements": "dict", "required": True},
     "registered": {"type": "list", "elements": "dict", "default": []},
     "unreachable": {"type": "list", "elements": "str", "default": []},
+    "silent": {"type": "list", "elements": "str", "default": []},
+    "next_batch": {"type": "dict"},
     "batch": {"type": "str", "default": "25%"},
     "min_capacity": {"type": "str"},
     "canary": {"type": "bool", "default": True},
@@ -33,28 +35,32 @@ class ActionModule(ActionBase):
             arguments["batch"], arguments["min_capacity"], arguments["canary"], arguments["allow_downtime"]
         )
         gateways = arguments["registered"]
-        silent = [gateway for gateway in gateways if "groups" not in gateway and not gateway.get("skipped")]
-        broken = [gateway for gateway in silent if not gateway.get("unreachable")]
+        unanswered = [gateway for gateway in gateways if "groups" not in gateway and not gateway.get("skipped")]
+        broken = [gateway for gateway in unanswered if not gateway.get("unreachable")]
         if broken:
             told = " | ".join(f"{gateway.get('gateway')}: {gateway.get('msg')}" for gateway in broken)
-            message = f"It is not known what each gateway routes to. No instance has been changed. {told}"
-            result.update(failed=True, msg=message)
+            now = "Nothing has been paused." if arguments["next_batch"] else "No instance has been changed."
+            result.update(failed=True, msg=f"It is not known what each gateway routes to. {now} {told}")
             return result
-        for gateway in silent:
+        for gateway in unanswered:
             self._display.warning(
                 f"gateway {gateway.get('gateway')} cannot be reached: if it still serves, it goes on sending requests "
                 "to instances while they are changed."
             )
+        answered = [gateway for gateway in gateways if "groups" in gateway]
+        known = (needs, arguments["deployments"], answered, policy, arguments["unreachable"], arguments["silent"])
         try:
-            answered = [gateway for gateway in gateways if "groups" in gateway]
-            planned = rollout.from_results(needs, arguments["deployments"], answered, policy, arguments["unreachable"])
+            if arguments["next_batch"]:
+                result.update(changed=False, problems=rollout.shortage(arguments["next_batch"], *known))
+                return result
+            planned = rollout.from_results(*known)
         except ValueError as error:
             result.update(failed=True, msg=f"lmfleet_batch or lmfleet_min_capacity: {error}. Nothing has been changed.")
             return result
-        rows, problems = planned.pop("rows"), planned.pop("problems")
+        rows = planned.pop("rows")
         result.update(changed=False, table=table(rows) if rows else "", **planned)
-        if problems:
-            lines = "\n".join(f"  - {problem}" for problem in problems)
-            message = f"The instances cannot be changed one after the other. None has been changed.\n{lines}"
-            result.update(failed=True, problems=problems, msg=message)
+        if planned["problems"]:
+            lines = "\n".join(f"  - {problem}" for problem in planned["problems"])
+            message = "The instances cannot be changed one after the other. None has been changed."
+            result.update(failed=True, msg=f"{message}\n{lines}\n\n{result['table']}")
         return result

@@ -17,7 +17,7 @@ author:
   - The lmfleet contributors (@lmfleet)
 description:
   - Takes what M(lmfleet.mac.litellm_health) has returned of some gateways at two times, and counts the requests between
-    them. What a worker had counted that has ended meanwhile is not known.
+    them. A worker that has ended meanwhile took its counts along, so what its gateway has answered is not known.
 options:
   _input:
     description: The results of the first look, one for each gateway, with C(gateway) and C(workers).
@@ -25,7 +25,7 @@ options:
     elements: dict
     required: true
   after:
-    description: Those of the second look. A gateway that is missing in one of them does not count.
+    description: Those of the second look. Where a task was skipped there is nothing to know of a gateway.
     type: list
     elements: dict
     required: true
@@ -42,25 +42,39 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Requests that C(ended) at a deployment, and requests of clients that C(failed).
+  description:
+    - Requests that C(ended) at a deployment, and requests of clients that C(failed), as far as it is known.
+    - Names of the gateways of which it is C(unknown), since they could not be asked twice or have restarted in between.
   type: dict
-  sample: {ended: 412, failed: 0}
+  sample: {ended: 412, failed: 0, unknown: []}
 """
 
 
 def requests_since(before, after):
-    former = {result.get("gateway"): _workers(result) for result in before if "workers" in result}
+    former, latter = _workers(before), _workers(after)
     ended = failed = 0
-    for result in after:
-        if "workers" in result and result.get("gateway") in former:
-            seen = between(former[result["gateway"]], _workers(result))
-            ended += seen.of(seen.deployments)["ended"]
-            failed += seen.failed_requests
-    return {"ended": ended, "failed": failed}
+    unknown = []
+    for gateway in sorted(former | latter):
+        then, now = former.get(gateway) or [], latter.get(gateway) or []
+        if not then or not _identities(then) <= _identities(now):
+            unknown.append(gateway)
+            continue
+        seen = between(then, now)
+        ended += seen.of(seen.deployments)["ended"]
+        failed += seen.failed_requests
+    return {"ended": ended, "failed": failed, "unknown": unknown}
 
 
-def _workers(result):
-    return [SimpleNamespace(**worker) for worker in result["workers"]]
+def _workers(results):
+    """Return the workers of each gateway that was asked, by its name; none where it has not answered."""
+    asked = [result for result in results if not result.get("skipped")]
+    return {
+        result["gateway"]: [SimpleNamespace(**worker) for worker in result.get("workers") or []] for result in asked
+    }
+
+
+def _identities(workers):
+    return {(worker.pid, worker.started_at) for worker in workers}
 
 
 class FilterModule:

@@ -12,11 +12,11 @@ version_added: "0.1.0"
 author:
   - The lmfleet contributors (@lmfleet)
 description:
-  - Takes a lock on the controller that belongs to the hosts of the inventory groups C(macs) and C(gateways)
-    and is held until the run ends, in whatever way it ends.
-    Another run from the same controller waits, and then fails with the holder's name.
-  - Runs from different controllers are kept apart inside each module, by a lock on each Mac, and while they change
-    instances by M(lmfleet.mac.rollout_claim).
+  - Takes a lock on the controller for each host of the inventory group C(gateways), or of C(macs) where there is no
+    gateway, which are held until the run ends, in whatever way it ends. Another run of the same user with one of these
+    hosts, whatever else is in its inventory, waits, and then fails with the holder's name.
+  - Runs of other users and from other controllers are kept apart inside each module, by a lock on each Mac, and while
+    they change instances by M(lmfleet.mac.rollout_claim).
   - Takes nothing in check mode.
 attributes:
   check_mode:
@@ -44,13 +44,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 controller:
-  description: What tells this controller from others.
-  returned: always
+  description: What tells this user's controller from others, a random text in C(~/.ansible/lmfleet/controller-id).
+  returned: success
   type: str
-  sample: laptop-2a5c
+  sample: 0b8e6c0d4e0f4b6c9d9be6a1a3f6f1c2
 holder:
   description: Who runs the play, for messages.
-  returned: always
+  returned: success
   type: str
   sample: anna on laptop
 """

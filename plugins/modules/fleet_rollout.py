@@ -13,7 +13,10 @@ version_added: "0.2.0"
 author: ["The lmfleet contributors (@lmfleet)"]
 description:
   - Puts the instances that need a change into batches, so that every model group keeps enough deployments. One Mac goes
-    first, the others follow in batches. What interrupts nothing comes before them, all at once.
+    first, the others follow in batches. What interrupts nothing comes before them, all at once, unless it may need the
+    port or the memory that another instance of its Mac gives up.
+  - A deployment serves when a gateway has it, nobody but the guard pauses it, and its instance has its model loaded.
+    One that no gateway has yet, or that is down, is expected to serve after the batch of its instance.
   - Runs on the controller and changes nothing.
 attributes:
   check_mode:
@@ -24,7 +27,9 @@ attributes:
     support: none
 options:
   needs:
-    description: By host, the list C(instances) of what M(lmfleet.mac.lmstudio_instances) returns in check mode.
+    description:
+      - By host, the list C(instances) of what M(lmfleet.mac.lmstudio_instances) returns in check mode. A Mac that is
+        not in it takes no part, and what the gateways know of it is believed.
     type: dict
     required: true
   deployments:
@@ -44,14 +49,25 @@ options:
     type: list
     elements: str
     default: []
+  silent:
+    description: Ids of deployments that are known not to answer, such as those of Macs that take no part.
+    type: list
+    elements: str
+    default: []
+  next_batch:
+    description:
+      - One of the RV(batches) that the task has returned before, and that is about to be taken out. The task then plans
+        nothing and returns, in RV(problems), which model groups would be left with too little. O(registered),
+        O(unreachable) and O(silent) are to be as they are now, the other options as before.
+    type: dict
   batch:
     description: How many Macs are changed at the same time, a number or a share such as V(25%).
     type: str
     default: 25%
   min_capacity:
     description:
-      - How many of its deployments each model group keeps, a number or a share. Where it is not set, all but those of
-        one Mac, and at least one.
+      - How many of its deployments each model group keeps, a number, or a share that is rounded up. V(0) promises
+        nothing. Where it is not set, all but those of one Mac, and at least one.
     type: str
   canary:
     description: Whether one Mac is changed by itself first.
@@ -67,8 +83,12 @@ EXAMPLES = r"""
 - name: Work out the order
   lmfleet.mac.fleet_rollout:
     needs:
-      mac-1: [{name: chat-a, action: restart, why: "changed: port", ready: true, tuning: false, interrupted: [smollm2]}]
-      mac-2: [{name: chat-a, action: nothing, why: "", ready: true, tuning: false, interrupted: []}]
+      mac-1:
+        - {name: chat-a, action: restart, why: "changed: port", ready: false, tuning: false, interrupted: [smollm2],
+           pid: 812, models: [{identifier: smollm2, key: smollm2-135m-instruct}]}
+      mac-2:
+        - {name: chat-a, action: nothing, why: "", ready: true, tuning: false, interrupted: [],
+           pid: 815, models: [{identifier: smollm2, key: smollm2-135m-instruct}]}
     deployments:
       - {id: mac-1-chat-a-smollm2, model_group: smollm2, host: mac-1, instance: chat-a}
       - {id: mac-2-chat-a-smollm2, model_group: smollm2, host: mac-2, instance: chat-a}
@@ -80,12 +100,21 @@ EXAMPLES = r"""
 - name: Show it
   ansible.builtin.debug:
     msg: "{{ order.table }}"
+
+- name: See that the first batch can still be missed
+  lmfleet.mac.fleet_rollout:
+    needs: "{{ needs }}"
+    deployments: "{{ deployments }}"
+    registered: "{{ asked_again.results }}"
+    next_batch: "{{ order.batches[0] }}"
+  register: now
+  failed_when: now is failed or now.problems | length > 0
 """
 
 RETURN = r"""
 batches:
-  description: The batches in their order.
-  returned: success
+  description: The batches in their order, none when something cannot be done.
+  returned: always, but for O(next_batch)
   type: list
   elements: dict
   contains:
@@ -115,6 +144,10 @@ batches:
       description: Those of them that are not declared, and so gone afterwards.
       type: list
       elements: str
+    added:
+      description: Ids of the declared deployments of its instances that no gateway has yet, sorted.
+      type: list
+      elements: str
     left:
       description: Model group to the number of deployments that serve it meanwhile, of those that have less.
       type: dict
@@ -127,14 +160,15 @@ batches:
       busy: {mac-1: [{name: chat-a, models: [{identifier: smollm2}]}]}
       paused: [mac-1-chat-a-smollm2]
       removed: []
+      added: []
       left: {smollm2: 1}
 table:
-  description: The batches as a table, empty when there are none.
-  returned: success
+  description: The batches as a table, empty when there are none. What cannot be done is in it as V(refused).
+  returned: always, but for O(next_batch)
   type: str
 problems:
-  description: Why it cannot be done, one line each.
-  returned: failure
+  description: Why it cannot be done, one line each. Without O(next_batch) the task fails when there are any.
+  returned: always
   type: list
   elements: str
 """

@@ -28,7 +28,7 @@ options:
     type: path
     required: true
   controller:
-    description: What tells this controller from others, as M(lmfleet.mac.fleet_lock) returns it.
+    description: What tells this user's controller from others, as M(lmfleet.mac.fleet_lock) returns it.
     type: str
     required: true
   holder:
@@ -58,14 +58,14 @@ EXAMPLES = r"""
 - name: Keep other controllers from changing the fleet for the next ten minutes
   lmfleet.mac.rollout_claim:
     path: /Users/admin/.lmfleet/gateway/rollout.json
-    controller: laptop-2a5c
+    controller: 0b8e6c0d4e0f4b6c9d9be6a1a3f6f1c2
     holder: anna on laptop
     seconds: 600
 
 - name: Give the claim up
   lmfleet.mac.rollout_claim:
     path: /Users/admin/.lmfleet/gateway/rollout.json
-    controller: laptop-2a5c
+    controller: 0b8e6c0d4e0f4b6c9d9be6a1a3f6f1c2
     holder: anna on laptop
     state: absent
 """

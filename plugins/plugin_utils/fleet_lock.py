@@ -1,16 +1,16 @@
 # Copyright: (c) 2026, the lmfleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One run per fleet and controller: a lock that is held exactly as long as the run's process lives.
+"""One run per fleet and controller: locks that are held exactly as long as the run's process lives.
 
-The task that takes the lock ends long before the run does, so a small process of its own holds it. The kernel
-frees the lock with that process, and that process ends with the run, however the run ends.
+The task that takes the locks ends long before the run does, so a small process of its own holds them. The kernel
+frees them with that process, and that process ends with the run, however the run ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
@@ -19,17 +19,37 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
+
+#: The same for all runs of a user. The temporary folder is not: a shell may have one of its own.
+FOLDER = Path("~/.ansible/lmfleet")
 
 
-def lock_file(hosts: Iterable[str]) -> Path:
-    """Return the path of the lock of the fleet that consists of these addresses.
+def lock_files(addresses: Iterable[str]) -> list[Path]:
+    """Return the paths of the locks of these addresses, in the order in which every run takes them."""
+    folder = FOLDER.expanduser()
+    return [folder / f"{quote(address, safe='')}.lock" for address in sorted(set(addresses))]
 
-    It is the same for every user and inventory folder.
+
+def controller_id() -> str:
+    """Return what tells this user's controller from others for ever, made up at the first call.
+
+    Names and network interfaces come and go. Raises OSError.
     """
-    fleet = hashlib.sha256("\n".join(sorted(set(hosts))).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"lmfleet-{fleet}.lock"
+    folder = FOLDER.expanduser()
+    path = folder / "controller-id"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, draft = tempfile.mkstemp(dir=folder)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(uuid.uuid4().hex)
+        with contextlib.suppress(FileExistsError):  # the one of a run that was quicker
+            os.link(draft, path)
+        os.unlink(draft)
+    return path.read_text().strip()
 
 
 def run_pid() -> int:
@@ -41,13 +61,13 @@ def run_pid() -> int:
     return starter.pid if starter else os.getppid()
 
 
-def take(path: Path, run_pid: int, timeout: float, holder: dict[str, str]) -> dict[str, str] | None:
-    """Take the lock for the process C(run_pid), waiting up to C(timeout) seconds.
+def take(paths: list[Path], run_pid: int, timeout: float, holder: dict[str, str]) -> dict[str, str] | None:
+    """Take the locks for the process C(run_pid), waiting up to C(timeout) seconds.
 
-    Returns None when the lock is held for that process now, or else what the present holder wrote about itself.
-    Raises OSError when the lock file cannot be opened, RuntimeError when the holding process could not be started.
+    Returns None when all are held for that process now, or else what the present holder of one wrote about itself.
+    Raises RuntimeError when the holding process could not be started or cannot open a file.
     """
-    command = [sys.executable, __file__, str(path), str(run_pid), str(timeout), json.dumps(holder)]
+    command = [sys.executable, __file__, str(run_pid), str(timeout), json.dumps(holder), *map(str, paths)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -59,21 +79,11 @@ def take(path: Path, run_pid: int, timeout: float, holder: dict[str, str]) -> di
     answer = process.stdout.readline()
     process.stdout.close()
     if not answer:
-        raise RuntimeError(f"cannot take the lock {path}: its holder ended with code {process.wait()}")
+        raise RuntimeError(f"the process that is to hold it ended with code {process.wait()}")
     return json.loads(answer)["held_by"]
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        os.fchmod(descriptor, 0o666)  # another user of this controller runs against the same fleet
-        return descriptor
-
-
-def _lock(descriptor: int, timeout: float) -> bool:
-    deadline = time.monotonic() + timeout
+def _lock(descriptor: int, deadline: float) -> bool:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,18 +110,21 @@ def _wait_for_end(pid: int) -> None:
         select.select([descriptor], [], [])
 
 
-def _hold(path: Path, run_pid: int, timeout: float, holder: str) -> None:
-    descriptor = _open(path)
-    if not _lock(descriptor, timeout):
-        text = os.pread(descriptor, 4096, 0).decode(errors="replace")
-        print(json.dumps({"held_by": json.loads(text)}), flush=True)
-        return
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, holder.encode(), 0)
+def _hold(run_pid: int, timeout: float, holder: str, paths: list[str]) -> None:
+    deadline = time.monotonic() + timeout
+    for path in paths:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if not _lock(descriptor, deadline):
+            text = os.pread(descriptor, 4096, 0).decode(errors="replace")
+            print(json.dumps({"held_by": json.loads(text)}), flush=True)
+            return
+        # At once: another run may ask while this one still waits for the next lock.
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
     print(json.dumps({"held_by": None}), flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _wait_for_end(run_pid)
 
 
 if __name__ == "__main__":
-    _hold(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])
+    _hold(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -5,28 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 #: What an instance cannot do while it serves. To start one that is new takes nothing away.
 INTERRUPTING = ("live", "restart", "remove")
+#: What may need the port or the memory that another instance of its Mac has to give up.
+TAKING = ("start", "live")
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A deployment that the gateway has.
+    """A deployment that the gateways have, or will have.
 
-    `serving`: nobody pauses it and its Mac can be reached. `leftover`: only a roll-out that was cut off pauses it, so
-    that it serves again once its instance has had its turn.
+    `state`: "serving"; "held" by a pause that is none of a roll-out's business; "paused" by nothing but a roll-out that
+    was cut off; "down" otherwise; "new" where no gateway knows it yet. `declared`: whether there is to be one.
     """
 
     id: str
     group: str
     host: str
     instance: str
-    serving: bool = True
-    leftover: bool = False
+    state: str = "serving"
+    declared: bool = True
+
+    @property
+    def stays(self) -> bool:
+        """Whether it serves once its instance has had its turn."""
+        return self.declared and self.state != "held"
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,18 @@ class Change:
     why: str
     deployments: frozenset[str] | None = None
 
+    @property
+    def interrupting(self) -> bool:
+        return self.action in INTERRUPTING if self.deployments is None else bool(self.deployments)
+
+    @property
+    def about_ports(self) -> bool:
+        """Whether it takes a port or gives one up."""
+        moves = self.action == "restart" and self.why.startswith("changed:") and "port" in self.why
+        return moves or self.action in ("start", "remove")
+
     def interrupts(self, deployment: Deployment) -> bool:
-        if self.deployments is not None:
-            return deployment.id in self.deployments
-        return self.action in INTERRUPTING and (deployment.host, deployment.instance) == (self.host, self.instance)
+        return self.interrupting and (self.deployments is None or deployment.id in self.deployments)
 
 
 @dataclass(frozen=True)
@@ -64,22 +80,32 @@ class Policy:
 
 @dataclass
 class Batch:
-    """Instances that are changed at the same time, the deployments paused for it, and how many each group keeps."""
+    """Instances that are changed at the same time.
+
+    `paused`: the deployments that get no requests meanwhile, `left`: how many each of their groups keeps, `added`:
+    deployments that no gateway knows before, and that serve afterwards.
+    """
 
     changes: list[Change]
     paused: list[str] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
 
     @property
     def hosts(self) -> list[str]:
         return list(dict.fromkeys(change.host for change in self.changes))
 
+    @property
+    def interrupting(self) -> bool:
+        return any(change.interrupting for change in self.changes)
+
 
 @dataclass
 class Rollout:
-    """The batches in their order, or why there can be none."""
+    """The batches in their order; what can be in none, and why."""
 
     batches: list[Batch] = field(default_factory=list)
+    refused: list[Batch] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -94,92 +120,100 @@ def plan_rollout(
 
     Nothing is promised for the model groups in `departing`, which are no longer declared.
 
-    All instances of a Mac change at once where the fleet can spare them, otherwise one after the other. Raises
-    ValueError for a policy that makes no sense.
+    What takes nothing away needs no care: all of it at once, and first, since it adds to what serves. After that, all
+    instances of a Mac change at once where the fleet can spare them, otherwise one after the other. Raises ValueError
+    for a policy that makes no sense.
     """
-    everything = list(deployments)
-    known = [deployment for deployment in everything if deployment.group not in departing]
+    fleet = _Fleet(deployments, policy, departing)
     most = amount(policy.batch, macs)
     rollout = Rollout()
-    batches: list[list[Change]] = []
-    units = _units(known, changes, policy)
-    # What a former run has left paused comes first: it costs nothing, and serves afterwards.
-    units.sort(key=lambda unit: not any(one.leftover and _returns(one, unit) for one in known))
-    for unit in units:
-        trouble = _troubles(_later(known, unit), [unit], policy)
-        place = None if trouble else _place(known, batches, unit, policy, most)
-        if place is None and not trouble:
-            trouble = _troubles(known, [*batches, unit], policy)  # what was removed before may be missing now
-        if trouble and not policy.allow_downtime:
-            rollout.problems += trouble
-            continue
-        if place is None:
-            batches.append(unit)
-        else:
-            batches[place] = [*batches[place], *unit]
-    if not rollout.problems:
-        rollout.batches = _described(everything, batches)
+    free, pending = _units(fleet, list(changes))
+    if free:
+        rollout.batches.append(fleet.described(free))
+        fleet.advance(free)
+    room = 1 if policy.canary else most
+    while pending:
+        batch, rest = _filled(fleet, pending, room)
+        if not batch:
+            place = next((n for n, unit in enumerate(pending) if _divisible(unit, policy)), None)
+            if place is not None:
+                pending[place : place + 1] = [[change] for change in pending[place]]
+                continue
+            if not policy.allow_downtime:
+                break
+            batch, *rest = pending
+        rollout.batches.append(fleet.described(batch))
+        fleet.advance(batch)
+        pending, room = rest, most
+    rollout.refused = [fleet.described(unit) for unit in pending]
+    rollout.problems = [line for unit in pending for line in fleet.troubles(fleet.out(unit))]
     return rollout
 
 
 def from_results(
     needs: Mapping[str, list[Mapping[str, Any]]],
     declared: list[Mapping[str, Any]],
-    registered: Iterable[Mapping[str, Any]],
+    registered: Collection[Mapping[str, Any]],
     policy: Policy,
     unreachable: Collection[str] = (),
+    silent: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return batches, rows and problems from what modules have told, as plain values.
 
     `needs`: by host, the instances of lmstudio_instances; `declared`: the deployments of the fleet plan; `registered`:
     of each gateway groups and paused, as litellm_deployments returns them; `unreachable`: Macs that are left out, so
-    that nobody knows whether they serve. Raises ValueError as plan_rollout does.
+    that nobody knows whether they serve; `silent`: ids of deployments that do not answer. Raises ValueError as
+    plan_rollout does.
     """
     changes = [_change(host, entry) for host, entries in needs.items() for entry in entries if _needs(entry)]
-    loud = [change for change in changes if change.deployments]
-    deployments = _registered(declared, registered, loud, unreachable)
-    # What takes nothing away needs no care: all of it at once, and first, since it adds to what serves. But a new
-    # instance may want the port or the memory that another of its Mac has to give up before.
-    giving = {change.host for change in loud if change.action != "live"}
-    quiet = [change for change in changes if not change.deployments] + _resumptions(deployments, changes)
-    last = [change for change in quiet if change.action == "start" and change.host in giving]
-    first = [change for change in quiet if change not in last]
-    departing = {deployment.group for deployment in deployments} - {entry["model_group"] for entry in declared}
-    healed = [replace(one, serving=one.serving or _returns(one, first)) for one in deployments]
-    planned = plan_rollout(healed, loud, policy, len(needs), departing)
-    batches = [*_quietly(first, deployments), *planned.batches, *_quietly(last, deployments)]
+    entries = {(host, entry["name"]): entry for host, found in needs.items() for entry in found}
+    deployments = _deployments(declared, registered, changes, unreachable, silent, entries)
+    changes += _resumptions(deployments, changes, entries)
+    planned = plan_rollout(deployments, changes, policy, len(needs), _departing(deployments, declared))
+    batches = planned.batches
     ids = {entry["id"] for entry in declared}
     hosts = {deployment.id: deployment.host for deployment in deployments}
-    first_loud = planned.batches[0] if policy.canary and len(planned.batches) > 1 else None
+    loud = [batch for batch in batches if batch.interrupting]
+    canary = loud[0] if policy.canary and len(loud) > 1 else None
     return {
         "batches": [
             {
                 "title": f"Batch {number} of {len(batches)}: {_summary(batch)}",
-                "canary": batch is first_loud,
+                "canary": batch is canary,
                 **_told(batch, ids, hosts),
             }
             for number, batch in enumerate(batches, start=1)
-        ],
-        "rows": _rows(batches) if batches else [],
+        ]
+        if not planned.problems
+        else [],
+        "rows": _rows(planned),
         "problems": planned.problems,
     }
 
 
-def _resumptions(deployments: Iterable[Deployment], changes: Iterable[Change]) -> list[Change]:
-    """Return the instances that need nothing but that the pause of a former run ends."""
-    changing = {(change.host, change.instance) for change in changes}
-    left = dict.fromkeys((one.host, one.instance) for one in deployments if one.leftover)
-    why = "a run that was cut off has paused it"
-    return [Change(*place, "resume", why, frozenset()) for place in left if place not in changing]
+def shortage(
+    batch: Mapping[str, Any],
+    needs: Mapping[str, list[Mapping[str, Any]]],
+    declared: list[Mapping[str, Any]],
+    registered: Collection[Mapping[str, Any]],
+    policy: Policy,
+    unreachable: Collection[str] = (),
+    silent: Collection[str] = (),
+) -> list[str]:
+    """Return one line for each model group that would have too little if `batch` of from_results were paused now.
+
+    `registered`, `unreachable` and `silent` as they are now, the others as they were given to from_results.
+    """
+    changes = [_change(host, entry) for host, entries in needs.items() for entry in entries if _needs(entry)]
+    # What an instance had loaded when the run began says nothing by now.
+    deployments = _deployments(declared, registered, changes, unreachable, silent, {})
+    fleet = _Fleet(deployments, policy, _departing(deployments, declared))
+    out = [one for one in deployments if one.id in batch["paused"] and one.state == "serving"]
+    return [] if policy.allow_downtime else fleet.troubles(out)
 
 
-def _quietly(changes: list[Change], deployments: Iterable[Deployment]) -> list[Batch]:
-    paused = [deployment.id for deployment in deployments if _returns(deployment, changes)]
-    return [Batch(changes, paused)] if changes else []
-
-
-def amount(value: int | str, whole: int, least: int = 1) -> int:
-    """Return a number, at least `least`, or a share such as "25%" of `whole`, rounded down, at least 1.
+def amount(value: int | str, whole: int, least: int = 1, up: bool = False) -> int:
+    """Return a number, at least `least`, or a share such as "25%" of `whole`, at least 1, rounded down or `up`.
 
     Raises ValueError.
     """
@@ -188,107 +222,139 @@ def amount(value: int | str, whole: int, least: int = 1) -> int:
     smallest = 1 if text.endswith("%") else least
     if not number.isdecimal() or int(number) < smallest or (text.endswith("%") and int(number) > 100):
         raise ValueError(f"{value!r} is neither a number from {least} nor a share from 1% to 100%")
-    return max(1, whole * int(number) // 100) if text.endswith("%") else int(number)
+    if not text.endswith("%"):
+        return int(number)
+    return max(1, (whole * int(number) + (99 if up else 0)) // 100)
 
 
-def _units(deployments: list[Deployment], changes: Iterable[Change], policy: Policy) -> list[list[Change]]:
-    """Return what is changed together: the instances of a Mac, or each by itself."""
-    by_host: dict[str, list[Change]] = {}
-    for change in changes:
-        by_host.setdefault(change.host, []).append(change)
-    units = []
-    for wanted in by_host.values():
-        whole = len(wanted) == 1 or not _troubles(_later(deployments, wanted), [wanted], policy)
-        units += [wanted] if whole else [[change] for change in wanted]
-    return units
+class _Fleet:
+    """All deployments as they are at a time of the roll-out, and what is promised of them."""
 
+    def __init__(self, deployments: Iterable[Deployment], policy: Policy, departing: Collection[str]) -> None:
+        self._policy = policy
+        self._departing = departing
+        self._all = list(deployments)
+        self._places: dict[tuple[str, str], list[Deployment]] = {}
+        for one in self._all:
+            self._places.setdefault((one.host, one.instance), []).append(one)
+        self._serving = {one for one in self._all if one.state == "serving"}
+        self._known = {one for one in self._all if one.state != "new"}
+        self._count()
 
-def _place(
-    deployments: list[Deployment], batches: list[list[Change]], unit: list[Change], policy: Policy, most: int
-) -> int | None:
-    """Return the first batch that can take `unit` as well, None when there is none."""
-    for place in range(1 if policy.canary else 0, len(batches)):
-        joined = [*batches[place], *unit]
-        hosts = {change.host for change in joined}
-        if len(hosts) <= most and not _troubles(deployments, [*batches[:place], joined, *batches[place + 1 :]], policy):
-            return place
-    return None
+    def _count(self) -> None:
+        self._serve = Counter(one.group for one in self._serving)
+        self._whole = Counter(one.group for one in self._known)
 
+    def advance(self, batch: Iterable[Change]) -> None:
+        """Go on to the time when the batch has had its turn."""
+        touched = {one for change in batch for one in self.at(change)}
+        self._serving = (self._serving - touched) | {one for one in touched if one.stays}
+        self._known = (self._known - touched) | {one for one in touched if one.declared}
+        self._count()
 
-def _troubles(deployments: list[Deployment], batches: list[list[Change]], policy: Policy) -> list[str]:
-    """Return one line for each model group that a batch would leave with too little."""
-    troubles = []
-    for batch, before in _with_serving(deployments, batches):
-        for group in sorted({deployment.group for deployment in before}):
-            members = [deployment for deployment in before if deployment.group == group]
-            out = [deployment for deployment in members if _interrupted(deployment, batch)]
-            left = len(members) - len(out)
-            if not out or _enough(group, deployments, out, left, policy):
+    def at(self, change: Change) -> list[Deployment]:
+        """Return the deployments of the instance that is changed."""
+        return self._places.get((change.host, change.instance), [])
+
+    def out(self, batch: Iterable[Change]) -> list[Deployment]:
+        """Return what serves, and does not while the batch is changed."""
+        return [one for change in batch for one in self.at(change) if one in self._serving and change.interrupts(one)]
+
+    def gain(self, batch: Iterable[Change]) -> int:
+        """Return how many more deployments serve when the batch has had its turn, for good."""
+        touched = [one for change in batch for one in self.at(change)]
+        return sum(one.stays - (one.state == "serving") for one in touched)
+
+    def troubles(self, out: Iterable[Deployment]) -> list[str]:
+        """Return one line for each model group that has too little without `out`."""
+        troubles = []
+        by_group: dict[str, list[Deployment]] = {}
+        for one in out:
+            by_group.setdefault(one.group, []).append(one)
+        for group, members in sorted(by_group.items()):
+            left = self._serve[group] - len(members)
+            if group in self._departing or self._enough(group, members, left):
                 continue
-            where = ", ".join(dict.fromkeys(f"{deployment.instance} on {deployment.host}" for deployment in out))
+            where = ", ".join(dict.fromkeys(f"{one.instance} on {one.host}" for one in members))
             troubles.append(
-                f"model group {group}: to change {where} leaves {left} of {len(members)} serving deployments, "
-                f"{_promise(policy)}. Add a deployment to the group elsewhere, or accept that its requests fail "
+                f"model group {group}: to change {where} leaves {left} of {self._serve[group]} serving deployments, "
+                f"{self._promise()}. Add a deployment to the group elsewhere, or accept that its requests fail "
                 "meanwhile: lmfleet_allow_downtime: true"
             )
-    return troubles
+        return troubles
+
+    def _enough(self, group: str, out: list[Deployment], left: int) -> bool:
+        if self._policy.min_capacity is None:
+            return left >= 1 and len({one.host for one in out}) == 1
+        return left >= amount(self._policy.min_capacity, self._whole[group], least=0, up=True)
+
+    def _promise(self) -> str:
+        if self._policy.min_capacity is None:
+            return "and at least one must go on, with no more than one Mac away at a time"
+        return f"and lmfleet_min_capacity is {self._policy.min_capacity}"
+
+    def described(self, batch: list[Change]) -> Batch:
+        pairs = [(change, one) for change in batch for one in self.at(change)]
+        known = [(change, one) for change, one in pairs if one.state != "new"]
+        paused = [one for change, one in known if one.state == "paused" or change.interrupts(one)]
+        out = Counter(one.group for one in self.out(batch))
+        return Batch(
+            batch,
+            sorted(one.id for one in paused),
+            {group: self._serve[group] - out[group] for group in sorted({one.group for one in paused})},
+            sorted(one.id for _change, one in pairs if one.state == "new"),
+        )
 
 
-def _enough(group: str, deployments: list[Deployment], out: list[Deployment], left: int, policy: Policy) -> bool:
-    if policy.min_capacity is None:
-        return left >= 1 and len({deployment.host for deployment in out}) == 1
-    whole = sum(deployment.group == group for deployment in deployments)
-    return left >= amount(policy.min_capacity, whole, least=0)
+def _units(fleet: _Fleet, changes: list[Change]) -> tuple[list[Change], list[list[Change]]]:
+    """Return what takes nothing away, and what is changed together: the other instances of each Mac.
 
-
-def _promise(policy: Policy) -> str:
-    if policy.min_capacity is None:
-        return "and at least one must go on, with no more than one Mac away at a time"
-    return f"and lmfleet_min_capacity is {policy.min_capacity}"
-
-
-def _interrupted(deployment: Deployment, batch: list[Change]) -> bool:
-    return any(change.interrupts(deployment) for change in batch)
-
-
-def _returns(deployment: Deployment, batch: list[Change]) -> bool:
-    """Tell whether a deployment that was left paused serves after the turn of its instance."""
-    places = [(change.host, change.instance) for change in batch if change.action != "remove"]
-    return deployment.leftover and (deployment.host, deployment.instance) in places
-
-
-def _later(deployments: list[Deployment], unit: list[Change]) -> list[Deployment]:
-    """Return the deployments as they are when all that was left paused has had its turn, but for `unit`."""
-    return [replace(one, serving=one.serving or (one.leftover and not _returns(one, unit))) for one in deployments]
-
-
-def _with_serving(
-    deployments: list[Deployment], batches: list[list[Change]]
-) -> Iterator[tuple[list[Change], list[Deployment]]]:
-    """Yield each batch with the deployments that serve before it.
-
-    What an earlier one removed does not, what was left paused does after its turn.
+    What may need a port or memory that an instance of its Mac gives up goes with that, behind it.
     """
-    serving = [deployment for deployment in deployments if deployment.serving]
-    for batch in batches:
-        yield batch, serving
-        removals = [change for change in batch if change.action == "remove"]
-        serving = [deployment for deployment in serving if not _interrupted(deployment, removals)]
-        serving += [
-            deployment for deployment in deployments if _returns(deployment, batch) and deployment not in serving
-        ]
+    giving = {change.host for change in changes if _gives_up(fleet, change)}
+    free, by_host = [], {}
+    for change in changes:
+        if change.interrupting or (change.action in TAKING and change.host in giving):
+            by_host.setdefault(change.host, []).append(change)
+        else:
+            free.append(change)
+    units = [
+        sorted(wanted, key=lambda change: (not change.interrupting, change.action != "remove"))
+        for wanted in by_host.values()
+    ]
+    # What adds to what serves comes first, such as what a former run has left paused; what takes away for good last.
+    return free, sorted(units, key=fleet.gain, reverse=True)
 
 
-def _described(deployments: list[Deployment], batches: list[list[Change]]) -> list[Batch]:
-    described = []
-    for changes, before in _with_serving(deployments, batches):
-        paused = [one for one in deployments if _interrupted(one, changes) or _returns(one, changes)]
-        left = {
-            group: sum(one.group == group and not _interrupted(one, changes) for one in before)
-            for group in sorted({deployment.group for deployment in paused})
-        }
-        described.append(Batch(changes, [deployment.id for deployment in paused], left))
-    return described
+def _gives_up(fleet: _Fleet, change: Change) -> bool:
+    lasting = change.action == "live" and all(one.stays for one in fleet.at(change) if change.interrupts(one))
+    return change.interrupting and not lasting
+
+
+def _filled(fleet: _Fleet, pending: list[list[Change]], room: int) -> tuple[list[Change], list[list[Change]]]:
+    """Return a batch of those units that can change together now, on at most `room` Macs, and the other units."""
+    batch: list[Change] = []
+    hosts: set[str] = set()
+    rest: list[list[Change]] = []
+    waiting: set[str] = set()  # the units of a Mac keep their order
+    for unit in pending:
+        host = unit[0].host
+        full = host not in hosts and len(hosts) >= room
+        if full or host in waiting or fleet.troubles(fleet.out([*batch, *unit])):
+            rest.append(unit)
+            waiting.add(host)
+        else:
+            batch += unit
+            hosts.add(host)
+    return batch, rest
+
+
+def _divisible(unit: list[Change], policy: Policy) -> bool:
+    """Tell whether the instances of a Mac may change one after the other.
+
+    Where one may wait for the port of another they go together, once downtime is accepted.
+    """
+    return len(unit) > 1 and not (policy.allow_downtime and sum(change.about_ports for change in unit) > 1)
 
 
 def _needs(entry: Mapping[str, Any]) -> bool:
@@ -303,28 +369,71 @@ def _change(host: str, entry: Mapping[str, Any]) -> Change:
     return Change(host, entry["name"], action, why, ids)
 
 
-def _registered(
+def _resumptions(
+    deployments: Iterable[Deployment], changes: Iterable[Change], known: Collection[tuple[str, str]]
+) -> list[Change]:
+    """Return the instances, of those `known`, that need nothing but that the gateways send them requests."""
+    why = {"paused": "a run that was cut off has paused it", "new": "the gateways do not know it yet"}
+    waiting = {(one.host, one.instance): why[one.state] for one in deployments if one.state in why}
+    changing = {(change.host, change.instance) for change in changes}
+    return [
+        Change(*place, "resume", reason, frozenset())
+        for place, reason in waiting.items()
+        if place in known and place not in changing
+    ]
+
+
+def _departing(deployments: Iterable[Deployment], declared: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {deployment.group for deployment in deployments} - {entry["model_group"] for entry in declared}
+
+
+def _deployments(
     declared: Iterable[Mapping[str, Any]],
-    gateways: Iterable[Mapping[str, Any]],
+    gateways: Collection[Mapping[str, Any]],
     changes: Iterable[Change],
     unreachable: Collection[str],
+    silent: Collection[str],
+    entries: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> list[Deployment]:
-    """Return what the gateways route to now, as far as it is declared, or about to go."""
-    places = {entry["id"]: (entry["host"], entry["instance"]) for entry in declared}
-    places |= {name: (change.host, change.instance) for change in changes for name in change.deployments}
+    """Return what the gateways route to now, as far as it is declared or about to go, and what they will route to.
+
+    Where no gateway has told what it knows, nothing is known to be new.
+    """
+    wanted = {entry["id"]: entry for entry in declared}
+    places = {name: (change.host, change.instance) for change in changes for name in change.deployments}
+    places |= {name: (entry["host"], entry["instance"]) for name, entry in wanted.items()}
     groups: dict[str, str] = {}
     owners: dict[str, set[str]] = {}
     for gateway in gateways:
         groups |= gateway["groups"]
         for name, pauses in gateway["paused"].items():
-            owners.setdefault(name, set()).update(pauses)
+            # The guard lifts its pauses by itself, and never takes all of a group.
+            owners.setdefault(name, set()).update(set(pauses) - {"guard"})
     found = []
-    for name, group in sorted(groups.items()):
-        if name in places:
-            reached = places[name][0] not in unreachable
-            leftover = owners.get(name) == {"rollout"}
-            found.append(Deployment(name, group, *places[name], reached and name not in owners, reached and leftover))
+    for name, (host, instance) in sorted(places.items()):
+        held = owners.get(name, set())
+        if name not in groups:
+            state = "new"
+        elif held - {"rollout"}:
+            state = "held"
+        elif held:
+            state = "paused"
+        elif host in unreachable or name in silent or not _answers(name, host, entries.get((host, instance))):
+            state = "down"
+        else:
+            state = "serving"
+        if state != "new" or (gateways and name in wanted):
+            group = groups[name] if name in groups else wanted[name]["model_group"]
+            found.append(Deployment(name, group, host, instance, state, name in wanted))
     return found
+
+
+def _answers(name: str, host: str, entry: Mapping[str, Any] | None) -> bool:
+    """Tell whether a deployment answers, by what its Mac has told of the instance: None for nothing."""
+    if entry is None or entry["ready"] or entry["action"] == "remove":
+        return True
+    loaded = {f"{host}-{entry['name']}-{model['identifier']}" for model in entry["models"] if model["key"]}
+    return entry["pid"] is not None and name in loaded
 
 
 def _models(change: Change) -> list[str]:
@@ -360,16 +469,18 @@ def _told(batch: Batch, declared: Collection[str], places: Mapping[str, str]) ->
         "busy": busy,
         "out": out,
         "paused": batch.paused,
+        "added": batch.added,
         "left": batch.left,
         "removed": [name for name in batch.paused if name not in declared],
     }
 
 
-def _rows(batches: list[Batch]) -> list[list[str]]:
+def _rows(rollout: Rollout) -> list[list[Any]]:
     rows = [["Batch", "Mac", "Instance", "Action", "Why", "Paused", "Left meanwhile"]]
-    for number, batch in enumerate(batches, start=1):
+    numbered = [*enumerate(rollout.batches, start=1), *(("refused", batch) for batch in rollout.refused)]
+    for number, batch in numbered:
         left = ", ".join(f"{group}: {count}" for group, count in batch.left.items())
         for change in batch.changes:
             models = ", ".join(_models(change))
             rows.append([number, change.host, change.instance, change.action, change.why, models, left])
-    return rows
+    return rows if numbered else []

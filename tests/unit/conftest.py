@@ -16,19 +16,21 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def controller(tmp_path):
-    """Return a function that starts ansible-playbook with an inventory and a list of tasks, as a Popen."""
+    """Return a function that starts ansible-playbook with an inventory and tasks, or a playbook, as a Popen."""
 
-    def start(inventory, tasks):
+    def start(inventory, tasks, *arguments):
         (tmp_path / "ansible.cfg").write_text("")
         (tmp_path / "inventory.yml").write_text(yaml.safe_dump(inventory))
-        (tmp_path / "play.yml").write_text(
-            yaml.safe_dump([{"hosts": "macs:gateways", "gather_facts": False, "tasks": tasks}])
-        )
+        play = {"hosts": "macs:gateways", "gather_facts": False, "tasks": tasks}
+        if isinstance(tasks, Path):
+            play = {"import_playbook": str(tasks)}
+        (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
         environment = {
             **os.environ,
             "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "collections"),
             "ANSIBLE_HOME": str(tmp_path / "ansible"),
             "ANSIBLE_NOCOLOR": "1",
+            "HOME": str(tmp_path),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         command = [
@@ -36,6 +38,7 @@ def controller(tmp_path):
             "-i",
             str(tmp_path / "inventory.yml"),
             str(tmp_path / "play.yml"),
+            *arguments,
         ]
         return subprocess.Popen(
             command,

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+INSTANCE = {"name": "a", "tuning": False, "pid": 7, "models": [{"identifier": "m", "key": "k"}]}
 NEEDS = {
-    "mac-1": [{"name": "a", "action": "restart", "why": "w", "ready": False, "tuning": False, "interrupted": ["m"]}],
-    "mac-2": [{"name": "a", "action": "nothing", "why": "", "ready": True, "tuning": False, "interrupted": []}],
+    "mac-1": [{**INSTANCE, "action": "restart", "why": "w", "ready": False, "interrupted": ["m"]}],
+    "mac-2": [{**INSTANCE, "action": "nothing", "why": "", "ready": True, "interrupted": []}],
 }
 DEPLOYMENTS = [{"id": f"{host}-a-m", "model_group": "m", "host": host, "instance": "a"} for host in NEEDS]
 ANSWERED = {"gateway": "mac-1", "groups": {one["id"]: "m" for one in DEPLOYMENTS}, "paused": {}}
@@ -15,10 +16,15 @@ ANSWERED = {"gateway": "mac-1", "groups": {one["id"]: "m" for one in DEPLOYMENTS
 
 @pytest.fixture
 def play(controller, inventory):
-    def play(*registered):
-        task = {"needs": NEEDS, "deployments": DEPLOYMENTS, "registered": list(registered)}
-        show = {"ansible.builtin.debug": {"msg": "{{ order.table }}"}}
-        run = controller(inventory, [{"lmfleet.mac.fleet_rollout": task, "register": "order"}, show])
+    def play(*registered, now=(), **options):
+        task = {"needs": NEEDS, "deployments": DEPLOYMENTS, "registered": list(registered), **options}
+        tasks = [{"lmfleet.mac.fleet_rollout": task, "register": "order"}]
+        tasks += [{"ansible.builtin.debug": {"msg": "{{ order.table }}"}}]
+        if now:
+            again = {**task, "registered": list(now), "next_batch": "{{ order.batches[0] }}"}
+            tasks += [{"lmfleet.mac.fleet_rollout": again, "register": "short"}]
+            tasks += [{"ansible.builtin.debug": {"msg": "problems: {{ short.problems | join }}."}}]
+        run = controller(inventory, tasks)
         output = " ".join(run.communicate(timeout=60)[0].split())
         return run.returncode, output
 
@@ -43,3 +49,18 @@ def test_gateways_that_answer_are_no_word_worth(play):
         code, output = play(registered)
         assert code == 0, output
         assert "cannot be reached" not in output
+
+
+def test_what_cannot_be_done_is_shown_with_the_reason(play):
+    code, output = play(ANSWERED, silent=["mac-2-a-m"])
+    assert code != 0
+    assert "model group m: to change a on mac-1 leaves 0 of 1" in output and "None has been changed." in output
+    assert "refused mac-1 a restart w m m: 0" in output
+
+
+def test_a_batch_is_looked_at_again_before_it_is_taken_out(play):
+    code, output = play(ANSWERED, now=[ANSWERED])
+    assert code == 0 and "problems: ." in output, output
+    held = {"mac-2-a-m": {"operator": {"reason": None}}}
+    code, output = play(ANSWERED, now=[{**ANSWERED, "paused": held}])
+    assert code == 0 and "problems: model group m: to change a on mac-1 leaves 0 of 1" in output, output

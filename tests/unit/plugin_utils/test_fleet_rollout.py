@@ -4,26 +4,30 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.lmfleet.mac.plugins.plugin_utils.rollout import Policy, from_results
+from ansible_collections.lmfleet.mac.plugins.plugin_utils.rollout import Policy, from_results, shortage
 
 
-def need(name="a", action="restart", interrupted=("m",), **more):
-    return {"name": name, "action": action, "why": "changed", "ready": True, "tuning": False} | {
-        "interrupted": list(interrupted),
-        **more,
-    }
+def need(name="a", action="restart", interrupted=("m",), loaded=("m",), **more):
+    """Return what lmstudio_instances says of an instance; one that needs something is not ready in check mode."""
+    models = [{"identifier": model, "key": f"key-{model}" if model in loaded else None} for model in ("m", "n")]
+    entry = {"name": name, "action": action, "why": "changed", "ready": action == "nothing", "tuning": False}
+    return {**entry, "interrupted": list(interrupted), "pid": 7, "models": models, **more}
 
 
 def deployment(host, instance="a", model="m"):
     return {"id": f"{host}-{instance}-{model}", "model_group": "g", "host": host, "instance": instance}
 
 
-def run(needs, registered=None, paused=(), unreachable=(), **policy):
-    """Plan for Macs with one declared instance; `registered` are the ids that the gateway has."""
-    declared = [deployment(host) for host in needs]
-    groups = dict.fromkeys(registered or [entry["id"] for entry in declared], "g")
+def gateway(registered, paused=()):
     pauses = paused if isinstance(paused, dict) else {name: {"operator": {}} for name in paused}
-    return from_results(needs, declared, [{"groups": groups, "paused": pauses}], Policy(**policy), unreachable)
+    return {"groups": dict.fromkeys(registered, "g"), "paused": pauses}
+
+
+def run(needs, registered=None, paused=(), unreachable=(), silent=(), declared=None, **policy):
+    """Plan for Macs with one declared instance each; `registered` are the ids that the gateway has."""
+    declared = declared or [deployment(host) for host in needs]
+    told = gateway(registered or [entry["id"] for entry in declared], paused)
+    return from_results(needs, declared, [told], Policy(**policy), unreachable, silent)
 
 
 def hosts(result):
@@ -51,8 +55,8 @@ def test_what_interrupts_nothing_comes_first_and_together():
 def test_a_new_instance_waits_for_what_another_of_its_mac_gives_up(action):
     new = need("new", "start", ())
     result = run({"m1": [need(action=action), new], "m2": [new]})
-    assert hosts(result) == [{"m2": ["new"]}, {"m1": ["a"]}, {"m1": ["new"]}]
-    assert [batch["paused"] for batch in result["batches"]] == [[], ["m1-a-m"], []]
+    assert hosts(result) == [{"m2": ["new"]}, {"m1": ["a", "new"]}]
+    assert [batch["paused"] for batch in result["batches"]] == [[], ["m1-a-m"]]
 
 
 def test_one_mac_after_the_other():
@@ -102,8 +106,8 @@ def test_what_cannot_be_reached_does_not_serve():
 def test_the_first_mac_that_is_interrupted_goes_ahead_of_the_others():
     needs = {"m1": [need(), need("new", "start", ())], "m2": [need(action="live")], "m3": [need("b", "start", ())]}
     batches = run(needs)["batches"]
-    assert [batch["canary"] for batch in batches] == [False, True, False, False]
-    assert batches[1]["title"] == "Batch 2 of 4: m1 (a restart)"
+    assert [batch["canary"] for batch in batches] == [False, True, False]
+    assert batches[1]["title"] == "Batch 2 of 3: m1 (a restart, new start)"
     assert batches[1]["replaced"] == {"m1": ["a"]}
     assert batches[1]["out"] == {"m1": ["m1-a-m"]}
     assert not any(batch["canary"] for batch in run(needs, canary=False)["batches"])
@@ -131,3 +135,154 @@ def test_a_gateway_that_has_nothing_yet():
 def test_a_policy_that_makes_no_sense():
     with pytest.raises(ValueError, match="'x' is neither"):
         run({"m1": [need()]}, batch="x")
+
+
+QUIET = need(action="nothing", interrupted=())
+
+
+def test_a_model_that_moves_between_instances_is_added_where_it_comes_and_removed_where_it_was():
+    macs = ("m1", "m2", "m3")
+    moving = [need("b", "live", ()), need("a", "live")]
+    result = run(
+        dict.fromkeys(macs, moving),
+        registered=[f"{host}-a-m" for host in macs],
+        declared=[deployment(host, "b") for host in macs],
+    )
+    assert result["problems"] == []
+    assert hosts(result) == [{host: ["a", "b"]} for host in macs]
+    assert [batch["left"] for batch in result["batches"]] == [{"g": 2}] * 3
+    assert [batch["added"] for batch in result["batches"]] == [[f"{host}-b-m"] for host in macs]
+    assert [batch["removed"] for batch in result["batches"]] == [[f"{host}-a-m"] for host in macs]
+
+
+def test_models_of_two_instances_change_places():
+    macs = ("m1", "m2")
+    declared = [
+        {**deployment(host, instance, model), "model_group": model}
+        for host in macs
+        for instance, model in (("a", "n"), ("b", "m"))
+    ]
+    needs = {host: [need("a", "live", ["m"]), need("b", "live", ["n"], loaded=["n"])] for host in macs}
+    groups = {f"{host}-a-m": "m" for host in macs} | {f"{host}-b-n": "n" for host in macs}
+    result = from_results(needs, declared, [{"groups": groups, "paused": {}}], Policy())
+    assert [batch["left"] for batch in result["batches"]] == [{"m": 1, "n": 1}] * 2
+    assert result["batches"][1]["added"] == ["m2-a-n", "m2-b-m"]
+
+
+def test_an_instance_gets_another_name_everywhere():
+    macs = ("m1", "m2", "m3")
+    needs = {host: [need("b", "start", (), pid=None, models=[]), need("a", "remove", models=[])] for host in macs}
+    declared = [deployment(host, "b") for host in macs]
+    result = run(needs, registered=[f"{host}-a-m" for host in macs], declared=declared)
+    assert hosts(result) == [{host: ["a", "b"]} for host in macs]
+    assert [batch["left"] for batch in result["batches"]] == [{"g": 2}] * 3
+
+
+def test_a_new_mac_serves_before_the_old_one_is_taken_out():
+    needs = {"m1": [need()], "m2": [need(action="start", interrupted=(), pid=None, models=[])]}
+    result = run(needs, registered=["m1-a-m"])
+    assert hosts(result) == [{"m2": ["a"]}, {"m1": ["a"]}]
+    assert [batch["added"] for batch in result["batches"]] == [["m2-a-m"], []]
+    assert result["batches"][1]["left"] == {"g": 1}
+
+
+@pytest.mark.parametrize("down", [{"loaded": ()}, {"pid": None}])
+def test_what_its_mac_says_is_down_serves_after_its_turn_only(down):
+    result = run({"m1": [need()], "m2": [need(**down)], "m3": [need()]})
+    assert hosts(result) == [{"m2": ["a"]}, {"m1": ["a"]}, {"m3": ["a"]}]
+    started = need("a", "start", (), **down), need("b", "remove")
+    declared, registered = [deployment(host) for host in ("m1", "m2")], ["m1-a-m", "m2-a-m", "m2-b-m"]
+    result = run({"m1": [need()], "m2": started}, registered=registered, declared=declared)
+    assert hosts(result) == [{"m1": ["a"]}, {"m2": ["b", "a"]}]
+    assert [batch["left"] for batch in result["batches"]] == [{"g": 1}] * 2
+
+
+def test_a_model_is_down_although_others_of_its_instance_serve():
+    declared = [deployment(host, model=model) | {"model_group": model} for host in ("m1", "m2") for model in "mn"]
+    groups = {entry["id"]: entry["model_group"] for entry in declared}
+    needs = {"m1": [need(interrupted="mn", loaded="mn")], "m2": [need(interrupted="mn")]}
+    result = from_results(needs, declared, [{"groups": groups, "paused": {}}], Policy())
+    # The only one that serves n is on m1; m2 goes first, and serves it then. Which m is missing meanwhile is no matter.
+    assert [(batch["hosts"], batch["left"]) for batch in result["batches"]] == [
+        ({"m2": ["a"]}, {"m": 1, "n": 1}),
+        ({"m1": ["a"]}, {"m": 1, "n": 1}),
+    ]
+
+
+def test_what_is_known_not_to_answer_does_not_serve():
+    declared = [deployment(host) for host in ("m1", "m2")]
+    assert run({"m1": [need()]}, declared=declared)["problems"] == []
+    assert "leaves 0 of 1" in run({"m1": [need()]}, declared=declared, silent=["m2-a-m"])["problems"][0]
+
+
+def test_a_mac_that_takes_no_part_keeps_the_pauses_of_a_cut_off_run():
+    declared = [deployment(host) for host in ("m1", "m2", "m3")]
+    result = run({"m1": [need()]}, declared=declared, paused={"m2-a-m": LEFT})
+    assert hosts(result) == [{"m1": ["a"]}] and result["batches"][0]["left"] == {"g": 1}
+
+
+def test_what_only_the_guard_pauses_serves():
+    needs = {"m1": [need()], "m2": [QUIET]}
+    assert run(needs, paused={"m2-a-m": {"guard": {}}})["batches"][0]["left"] == {"g": 1}
+    assert "leaves 0 of 1" in run(needs, paused={"m2-a-m": {"guard": {}, "operator": {}}})["problems"][0]
+    both = run(needs, paused={"m2-a-m": {"guard": {}, **LEFT}})
+    assert hosts(both) == [{"m2": ["a"]}, {"m1": ["a"]}]
+
+
+def test_what_the_gateways_do_not_know_although_it_runs_is_told_first():
+    result = run({"m1": [need()], "m2": [QUIET]}, registered=["m1-a-m"])
+    assert hosts(result) == [{"m2": ["a"]}, {"m1": ["a"]}]
+    assert result["batches"][0]["added"] == ["m2-a-m"] and result["batches"][0]["paused"] == []
+    assert result["rows"][1][3:5] == ["resume", "the gateways do not know it yet"]
+
+
+def test_where_no_gateway_was_asked_nothing_is_new():
+    needs = {"m1": [need(action="start", interrupted=())], "m2": [QUIET]}
+    result = from_results(needs, [deployment("m1"), deployment("m2")], [], Policy())
+    assert hosts(result) == [{"m1": ["a"]}] and result["batches"][0]["added"] == []
+
+
+def test_what_is_refused_is_shown_beside_what_could_be_done():
+    declared = [*(deployment(host) for host in ("m1", "m2")), {**deployment("m3"), "model_group": "alone"}]
+    groups = {entry["id"]: entry["model_group"] for entry in declared}
+    needs = {host: [need()] for host in ("m1", "m2", "m3")}
+    result = from_results(needs, declared, [{"groups": groups, "paused": {}}], Policy())
+    assert result["batches"] == [] and len(result["problems"]) == 1
+    assert [(row[0], row[1], row[6]) for row in result["rows"][1:]] == [
+        (1, "m1", "g: 1"),
+        (2, "m2", "g: 1"),
+        ("refused", "m3", "alone: 0"),
+    ]
+
+
+def short(batch, needs, now, declared=None, unreachable=(), silent=(), **policy):
+    declared = declared or [deployment(host) for host in needs]
+    return shortage(batch, needs, declared, [now], Policy(**policy), unreachable, silent)
+
+
+def test_a_batch_that_would_leave_too_little_by_now_is_told():
+    needs = {"m1": [need()], "m2": [need()]}
+    batch = run(needs)["batches"][0]
+    both = ["m1-a-m", "m2-a-m"]
+    assert short(batch, needs, gateway(both)) == []
+    for now, more in (
+        (gateway(both, ["m2-a-m"]), {}),
+        (gateway(both), {"silent": ["m2-a-m"]}),
+        (gateway(both), {"unreachable": ["m2"]}),
+        (gateway(["m1-a-m"]), {}),
+    ):
+        assert "model group g: to change a on m1 leaves 0 of 1" in short(batch, needs, now, **more)[0]
+        assert short(batch, needs, now, allow_downtime=True, **more) == []
+    assert short(batch, needs, gateway(both, {"m2-a-m": {"guard": {}}})) == []
+    assert short(batch, needs, gateway(both, ["m1-a-m"])) == [], "it does not serve anyway"
+
+
+def test_what_changed_since_the_run_began_and_what_goes_later_counts_as_it_is_now():
+    needs = {
+        host: [need("b", "start", (), pid=None, models=[]), need("a", "remove", models=[])] for host in ("m1", "m2")
+    }
+    declared = [deployment(host, "b") for host in needs]
+    first, second = run(needs, registered=["m1-a-m", "m2-a-m"], declared=declared)["batches"]
+    assert short(first, needs, gateway(["m1-a-m", "m2-a-m"]), declared) == []
+    assert short(second, needs, gateway(["m1-b-m", "m2-a-m"]), declared) == []
+    assert len(short(second, needs, gateway(["m2-a-m"]), declared)) == 1

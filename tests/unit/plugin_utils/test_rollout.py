@@ -73,7 +73,8 @@ def test_a_single_mac_changes_one_instance_after_the_other():
 def test_a_group_with_a_single_deployment_needs_a_word():
     deployments = [*fleet(MACS[:2]), *fleet(["m3"], ["alone"])]
     refused = plan_rollout(deployments, restarts(MACS[:3]), Policy(), 3)
-    assert refused.batches == [] and len(refused.problems) == 1
+    assert order(refused) == [["m1/a"], ["m2/a"]] and len(refused.problems) == 1
+    assert [(batch.hosts, batch.left) for batch in refused.refused] == [(["m3"], {"alone": 0})]
     assert "model group alone: to change a on m3 leaves 0 of 1" in refused.problems[0]
     assert "lmfleet_allow_downtime: true" in refused.problems[0]
     allowed = plan_rollout(deployments, restarts(MACS[:3]), Policy(batch=3, allow_downtime=True), 3)
@@ -81,7 +82,7 @@ def test_a_group_with_a_single_deployment_needs_a_word():
 
 
 def test_what_does_not_serve_is_no_capacity_and_costs_none():
-    deployments = [*fleet(["m1"]), *fleet(["m2"], serving=False)]
+    deployments = [*fleet(["m1"]), *fleet(["m2"], state="down")]
     assert "leaves 0 of 1 serving" in plan_rollout(deployments, restarts(["m1"]), Policy(), 2).problems[0]
     rollout = plan_rollout(deployments, restarts(["m2"]), Policy(), 2)
     assert rollout.batches[0].paused == ["m2-a-g"] and rollout.batches[0].left == {"g": 1}
@@ -99,19 +100,108 @@ def test_only_the_groups_of_the_changed_models_are_paused():
     assert rollout.batches[0].paused == ["m1-a-x"] and rollout.batches[0].left == {"x": 5}
 
 
-def test_what_was_removed_serves_no_later_batch():
+def test_what_is_removed_goes_last_and_serves_no_later_batch():
+    deployments = [*fleet(["m1"], declared=False), *fleet(["m2", "m3"])]
     changes = [*restarts(["m1"], action="remove"), *restarts(["m2", "m3"])]
-    rollout = plan_rollout(fleet(["m1", "m2", "m3"]), changes, Policy(min_capacity=1, batch=2), 3)
-    assert order(rollout) == [["m1/a"], ["m2/a"], ["m3/a"]]
-    assert [batch.left["g"] for batch in rollout.batches] == [2, 1, 1]
+    rollout = plan_rollout(deployments, changes, Policy(min_capacity=1, batch=2), 3)
+    assert order(rollout) == [["m2/a"], ["m3/a", "m1/a"]]
+    assert [batch.left["g"] for batch in rollout.batches] == [2, 1]
+    alone = plan_rollout(
+        [*fleet(["m1"], instances="ab", declared=False), *fleet(["m2"])], restarts(["m1"], "ab"), Policy(), 3
+    )
+    assert [batch.left["g"] for batch in alone.batches] == [1]
 
 
 def test_removing_a_group_bit_by_bit_is_refused_unless_it_is_no_longer_declared():
     changes = restarts(["m1", "m2"], action="remove")
-    refused = plan_rollout(fleet(["m1", "m2"]), changes, Policy(), 2)
+    gone = fleet(["m1", "m2"], declared=False)
+    refused = plan_rollout(gone, changes, Policy(), 2)
     assert "to change a on m2 leaves 0 of 1" in refused.problems[0]
-    rollout = plan_rollout(fleet(["m1", "m2"]), changes, Policy(batch=2, canary=False), 2, {"g"})
+    rollout = plan_rollout(gone, changes, Policy(batch=2, canary=False), 2, {"g"})
     assert order(rollout) == [["m1/a", "m2/a"]] and rollout.batches[0].paused == ["m1-a-g", "m2-a-g"]
+
+
+@pytest.mark.parametrize("action", ["live", "restart"])
+def test_a_model_that_an_instance_gives_up_no_longer_serves(action):
+    gone = fleet(MACS, declared=False)
+    changes = [Change(host, "a", action, "its models changed", frozenset({f"{host}-a-g"})) for host in MACS]
+    refused = plan_rollout(gone, changes, Policy(), 6)
+    assert [batch.left["g"] for batch in refused.batches] == [5, 4, 3, 2, 1]
+    assert "to change a on m6 leaves 0 of 1" in refused.problems[0]
+
+
+def test_a_model_that_moves_to_another_instance_serves_there_after_its_batch():
+    deployments = [*fleet(MACS, declared=False), *fleet(MACS, instances="b", state="new")]
+    changes = [
+        change
+        for host in MACS
+        for change in (
+            Change(host, "b", "live", "its models changed", frozenset()),
+            Change(host, "a", "live", "its models changed", frozenset({f"{host}-a-g"})),
+        )
+    ]
+    rollout = plan_rollout(deployments, changes, Policy(), 6)
+    # What gives up memory does not come after what needs it.
+    assert order(rollout) == [[f"{host}/a", f"{host}/b"] for host in MACS]
+    assert [batch.left for batch in rollout.batches] == [{"g": 5}] * 6
+    assert [batch.added for batch in rollout.batches] == [[f"{host}-b-g"] for host in MACS]
+    assert [batch.paused for batch in rollout.batches] == [[f"{host}-a-g"] for host in MACS]
+    half = plan_rollout(deployments, changes, Policy("50%", "50%", canary=False), 6)
+    assert [batch.left for batch in half.batches] == [{"g": 3}] * 2, "what is new is not promised"
+
+
+def test_what_adds_comes_before_what_takes_away():
+    deployments = [*fleet(["m1"]), *fleet(["m2"], state="new")]
+    rollout = plan_rollout(deployments, [*restarts(["m1"]), *restarts(["m2"], action="start")], Policy(), 2)
+    assert order(rollout) == [["m2/a"], ["m1/a"]]
+    assert rollout.batches[0].added == ["m2-a-g"] and rollout.batches[1].left == {"g": 1}
+
+
+def test_what_is_down_serves_after_its_turn_only():
+    deployments = [*fleet(["m1", "m2"]), *fleet(["m2"], instances="b", state="down")]
+    changes = [*restarts(["m1", "m2"]), *restarts(["m2"], "b", action="start")]
+    rollout = plan_rollout(deployments, changes, Policy(min_capacity=1), 2)
+    assert order(rollout) == [["m2/a", "m2/b"], ["m1/a"]]
+    assert [batch.left for batch in rollout.batches] == [{"g": 1}, {"g": 2}]
+
+
+def test_a_share_to_keep_is_rounded_up():
+    strict = plan_rollout(fleet(MACS[:3]), restarts(MACS[:3]), Policy(batch=3, min_capacity="50%", canary=False), 3)
+    assert [batch.left["g"] for batch in strict.batches] == [2, 2, 2]
+
+
+def test_a_share_is_of_what_the_gateways_have_by_then():
+    many, few = MACS, MACS[:2]
+    deployments = [*fleet(few), *fleet(many[2:], state="new")]
+    changes = [*restarts(few), *restarts(many[2:], action="start")]
+    grown = plan_rollout(deployments, changes, Policy(batch=6, min_capacity="75%", canary=False), 6)
+    assert [batch.left for batch in grown.batches] == [{}, {"g": 5}, {"g": 5}]
+    shrunk = plan_rollout(fleet(many, declared=False), restarts(many[1:], action="remove"), Policy(1, "50%"), 6)
+    assert [batch.left["g"] for batch in shrunk.batches] == [5, 4, 3, 2, 1]
+
+
+PORTS = [Change("m1", name, "restart", "changed: port") for name in "ab"]
+
+
+def test_instances_that_may_want_a_port_of_each_other_go_together_once_downtime_is_accepted():
+    deployments = fleet(["m1"], instances="ab")
+    assert order(plan_rollout(deployments, PORTS, Policy(allow_downtime=True), 1)) == [["m1/a", "m1/b"]]
+    new = [*restarts(["m1"], "c", action="start"), *restarts(["m1"], "a", action="remove")]
+    assert order(plan_rollout(fleet(["m1"]), new, Policy(allow_downtime=True), 1)) == [["m1/a", "m1/c"]]
+    others = [Change("m1", name, "restart", "its runner has not reported for 31 s") for name in "ab"]
+    assert order(plan_rollout(deployments, others, Policy(allow_downtime=True), 1)) == [["m1/a"], ["m1/b"]]
+
+
+def test_where_instances_of_a_mac_go_one_after_the_other_a_new_one_is_the_last():
+    changes = [*restarts(["m1"], "c", action="start"), *restarts(["m1"], "ab")]
+    rollout = plan_rollout(fleet(["m1"], instances="ab"), changes, Policy(), 1)
+    assert order(rollout) == [["m1/a"], ["m1/b", "m1/c"]]
+
+
+def test_a_large_fleet_is_planned_at_once():
+    many = [f"m{number}" for number in range(200)]
+    rollout = plan_rollout(fleet(many, "gh", "abc"), restarts(many, "abc"), Policy(), 200)
+    assert len(rollout.batches) == 200
 
 
 def test_nothing_to_do_is_no_batch():
@@ -129,40 +219,45 @@ def test_amounts_that_make_no_sense(value):
         amount(value, 10)
 
 
-@pytest.mark.parametrize("seed", range(30))
+def random_fleet(dice, hosts):
+    """Return deployments, some gone afterwards, down or new, and changes of most of their instances."""
+    deployments, changes = [], []
+    for host in hosts:
+        for instance in "abc":
+            action = dice.choice([*INTERRUPTING, "start", None, None])
+            changes += [Change(host, instance, action, "x")] if action else []
+            for group in dice.sample("ghi", dice.randint(1, 2)):
+                state = dice.choice(["serving"] * 8 + ["down", "held", "new", "paused"])
+                wanted = action not in ("remove", "live") or (action == "live" and dice.random() > 0.3)
+                deployments.append(Deployment(f"{host}-{instance}-{group}", group, host, instance, state, wanted))
+    return deployments, changes
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_random_fleets_keep_their_promise_and_change_everything_once(seed):
     dice = random.Random(seed)
-    hosts, groups = MACS[: dice.randint(1, 6)], ["g", "h", "i"]
-    deployments = [
-        Deployment(f"{host}-{instance}-{group}", group, host, instance, dice.random() > 0.1)
-        for host in hosts
-        for instance in "abc"
-        for group in dice.sample(groups, dice.randint(1, 2))
-    ]
-    changes = [
-        Change(host, instance, dice.choice([*INTERRUPTING, "start"]), "x")
-        for host in hosts
-        for instance in "abc"
-        if dice.random() < 0.6
-    ]
+    hosts = MACS[: dice.randint(1, 6)]
+    deployments, changes = random_fleet(dice, hosts)
     policy = Policy(dice.choice([1, 2, "50%"]), dice.choice([None, 1, "30%"]), dice.random() < 0.5)
     rollout = plan_rollout(deployments, changes, policy, len(hosts))
-    if rollout.problems:
-        assert rollout.batches == []
-        return
-    done = [change for batch in rollout.batches for change in batch.changes]
+    assert bool(rollout.problems) == bool(rollout.refused)
+    done = [change for batch in [*rollout.batches, *rollout.refused] for change in batch.changes]
     assert sorted(done, key=str) == sorted(changes, key=str)
-    gone = set()
-    for number, batch in enumerate(rollout.batches):
-        assert len(batch.hosts) <= (1 if policy.canary and number == 0 else amount(policy.batch, len(hosts)))
-        serving = [one for one in deployments if one.serving and one.id not in gone]
-        for group in groups:
-            members = [one for one in serving if one.group == group]
+    serving = {one.id for one in deployments if one.state == "serving"}
+    known = {one.id for one in deployments if one.state != "new"}
+    loud = [batch for batch in rollout.batches if batch.interrupting]
+    for batch in rollout.batches:
+        if batch in loud:
+            assert len(batch.hosts) <= (1 if policy.canary and batch is loud[0] else amount(policy.batch, len(hosts)))
+        for group in "ghi":
+            members = [one for one in deployments if one.group == group and one.id in serving]
             lost = [one for one in members if one.id in batch.paused]
             if lost and policy.min_capacity is None:
                 assert len(lost) < len(members) and len({one.host for one in lost}) == 1
             elif lost:
-                whole = sum(one.group == group for one in deployments)
-                assert len(members) - len(lost) >= amount(policy.min_capacity, whole)
-        removed = {(change.host, change.instance) for change in batch.changes if change.action == "remove"}
-        gone |= {one.id for one in deployments if (one.host, one.instance) in removed}
+                whole = sum(one.group == group and one.id in known for one in deployments)
+                assert len(members) - len(lost) >= amount(policy.min_capacity, whole, up=True)
+        places = {(change.host, change.instance) for change in batch.changes}
+        touched = [one for one in deployments if (one.host, one.instance) in places]
+        serving = serving - {one.id for one in touched} | {one.id for one in touched if one.stays}
+        known = known - {one.id for one in touched} | {one.id for one in touched if one.declared}
