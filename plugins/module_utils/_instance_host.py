@@ -238,8 +238,8 @@ class InstanceHost:
                 os.rmdir(link)
             except OSError:
                 raise InstanceError(
-                    f"instance {name}: {link} is a folder with files in it; it must be a link to "
-                    f"{self.models_directory}. Move what is in there away."
+                    f"{link} is a folder with files in it; it must be a link to {self.models_directory}. "
+                    "Move what is in there away."
                 ) from None
         temporary = f"{link}.{os.getpid()}"
         os.symlink(self.models_directory, temporary)

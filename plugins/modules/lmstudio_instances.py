@@ -304,9 +304,11 @@ tunings:
   sample: [{instance: chat-a, model: smollm2, file: /Users/admin/x.gguf.json, changed: false}]
 """
 
+import contextlib
 import getpass
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -455,11 +457,21 @@ def carry_out(host: InstanceHost, plan: Plan, params: dict) -> tuple[list[Outcom
     if not params["revert"]:
         keep_former(host, plan)
     for home in plan.tunings:
-        write(home, params["lock_timeout"])
+        with naming(home.instance):
+            write(home, params["lock_timeout"])
     done = {one.name: one for one in converge(host, plan.changing, plan.found, plan.decisions, deadline)}
     result = settled(host, plan, [done.get(outcome.name, outcome) for outcome in preview(plan)], params)
     host.clean_up()  # takes its time, which nobody has to wait for
     return result
+
+
+@contextlib.contextmanager
+def naming(instance: str) -> Iterator[None]:
+    """Name the instance in what goes wrong with its files: a full disk does not say whose they are."""
+    try:
+        yield
+    except (LockTimeoutError, OSError) as error:
+        raise InstanceError(f"instance {instance}: {error}") from None
 
 
 def keep_former(host: InstanceHost, plan: Plan) -> None:
@@ -468,10 +480,11 @@ def keep_former(host: InstanceHost, plan: Plan) -> None:
     for one in plan.changing:
         home, found = host.home(one.name), plan.found[one.name]
         begins = plan.decisions[one.name].action in ("live", "restart") and served(found.declaration)
-        if begins or unfinished(home):
-            remember(home, found, tunings.get(one.name))
-        else:
-            forget(home)
+        with naming(one.name):
+            if begins or unfinished(home):
+                remember(home, found, tunings.get(one.name))
+            else:
+                forget(home)
 
 
 def converge(
@@ -506,10 +519,11 @@ def settled(host: InstanceHost, plan: Plan, outcomes: list[Outcome], params: dic
     elif params["restore"] and (shared or any(one.error for one in outcomes)):
         outcomes = put_back(host, plan, outcomes, params)
     for outcome in outcomes:
-        if outcome.restored:
-            forget(host.home(outcome.name))
-        elif outcome.name in changing and outcome.ready and not outcome.error:
-            finish(host.home(outcome.name))
+        with naming(outcome.name):
+            if outcome.restored:
+                forget(host.home(outcome.name))
+            elif outcome.name in changing and outcome.ready and not outcome.error:
+                finish(host.home(outcome.name))
     return outcomes, shared
 
 

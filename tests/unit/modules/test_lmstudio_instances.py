@@ -9,10 +9,11 @@ import os
 import pathlib
 import plistlib
 import socket
+import threading
 import time
 
 import pytest
-from ansible_collections.lmfleet.mac.plugins.module_utils import _instance_host, _zipapp
+from ansible_collections.lmfleet.mac.plugins.module_utils import _former, _instance_host, _zipapp
 from ansible_collections.lmfleet.mac.plugins.module_utils._launchd import Domain
 from ansible_collections.lmfleet.mac.plugins.module_utils._lmstudio_http import Server
 from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_instances
@@ -377,7 +378,8 @@ def test_a_job_in_the_system_domain_needs_root(mac, tmp_path, monkeypatch):
 def test_a_models_folder_with_files_is_not_thrown_away(mac):
     folder = mac.home("chat-a") / ".lmstudio" / "models" / "p"
     folder.mkdir(parents=True)
-    assert "is a folder with files in it" in mac.run(mac.instance())["msg"] and folder.exists()
+    said = f"instance chat-a: {folder.parent} is a folder with files in it"
+    assert mac.run(mac.instance())["msg"].startswith(said) and folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -643,11 +645,29 @@ def test_all_have_stopped_before_the_first_starts_so_that_ports_can_be_swapped(m
     assert mac.actions(swapped) == {"chat-a": "restart", "chat-b": "restart"} and stopping == []
 
 
-def test_what_is_removed_goes_before_its_port_is_taken(mac):
+def test_what_is_removed_goes_before_its_port_is_taken_and_its_files_are_deleted_afterwards(mac, monkeypatch):
     mac.run(mac.instance())
     mac.launchd.calls.clear()
+    deleted = []
+    monkeypatch.setattr(_instance_host.shutil, "rmtree", lambda *_, **_more: deleted.append(list(mac.launchd.jobs)))
     mac.run(mac.instance("chat-b"))
     assert mac.launchd.names() == ["bootout lmfleet.instance.chat-a", "bootstrap lmfleet.instance.chat-b"]
+    assert deleted == [["lmfleet.instance.chat-b"]]
+
+
+def test_an_instance_is_ready_as_soon_as_its_runner_says_so(mac, monkeypatch):
+    monkeypatch.setattr(_instance_host, "_POLL", 60)
+    says = []
+
+    def started(label, pid):
+        (mac.home("chat-a") / "status.json").write_text(json.dumps({"pid": pid, "state": "loading"}))
+        says.append(threading.Timer(0.2, mac.started, [label, pid]))
+        says[0].start()
+
+    mac.launchd.on_start = started
+    began = time.monotonic()
+    assert mac.run(mac.instance(), timeout=90)["instances"][0]["ready"] and time.monotonic() - began < 30
+    says[0].join()
 
 
 def test_models_are_unloaded_before_others_are_loaded(mac, monkeypatch):
@@ -681,6 +701,19 @@ def test_a_port_of_an_instance_that_stays_is_said_before_anything_changes(mac, m
     assert mac.actions(mac.run(*wanted, check=True)) == {"chat-a": "restart", "chat-b": "restart"}
     wider = mac.instance(), mac.instance("chat-b", port=18112, address="0.0.0.0")
     assert mac.actions(mac.run(*wider, check=True)) == {"chat-a": "nothing", "chat-b": "restart"}
+
+
+def test_a_full_disk_names_the_instance_and_stops_nothing(mac, monkeypatch):
+    mac.run(mac.instance())
+    full = OSError(28, "No space left on device")
+    with monkeypatch.context() as patched:
+        patched.setattr(_former, "atomic_write", lambda *_: (_ for _ in ()).throw(full))
+        mac.launchd.calls.clear()
+        failed = mac.run(mac.instance(port=18121))
+        assert failed["msg"] == "instance chat-a: [Errno 28] No space left on device" and mac.launchd.names() == []
+    monkeypatch.setattr(lmstudio_instances, "write", lambda *_: (_ for _ in ()).throw(full))
+    failed = mac.run(mac.instance(), tunings=[tuning(4096)])
+    assert failed["msg"] == "instance chat-a: [Errno 28] No space left on device"
 
 
 def test_a_removal_that_fails_names_the_instance(mac, monkeypatch):
