@@ -20,7 +20,8 @@ description:
   - All instances are brought up at the same time, once those that have to stop have stopped, so that they may swap
     ports. What only unloads models comes before that.
   - That they are really several servers is proven, each time, by their homes, daemons, control ports, what C(lms) finds
-    and what they have loaded, and after a change by who listens on their ports. If they share anything the module fails.
+    and what they have loaded, and after a change by who listens on their ports. If they share anything the module
+    fails.
   - A model that is loaded and not declared is told with a warning, or unloaded by the runner if the declaration says
     C(purge). A declared one that was unloaded, or loaded again with other settings, is brought back by the runner.
   - In domain V(gui) run it as the login user, in domain V(system) as root.
