@@ -198,7 +198,7 @@ class InstanceHost:
         `leaving` are names of instances that are removed.
         """
         starting = [one for one in wanted if decisions[one.name].action in ("start", "restart")]
-        giving_up = leaving | {name for name, decision in decisions.items() if decision.action == "restart"}
+        giving_up = leaving | {one.name for one in starting}
         statuses = {name: self.status(name)[0] for name in _listing(self.directory)} if starting else {}
         troubles = []
         for one in starting:
@@ -207,7 +207,7 @@ class InstanceHost:
                 for name, status in statuses.items()
                 if status.get("port") == one.port and _alive(status.get("daemon_pid"))
             }
-            staying = sorted(ours - giving_up - {one.name})
+            staying = sorted(ours - giving_up)
             if (ours and not staying) or not is_taken(one.address, one.port):
                 continue
             found = holders(one.port)  # empty for programs of other users
