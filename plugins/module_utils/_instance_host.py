@@ -28,7 +28,7 @@ from ._instances import (
     judge_status,
     reports,
 )
-from ._launchd import EX_CONFIG, Domain, Job, Launchctl, last_words
+from ._launchd import EX_CONFIG, Domain, Job, Launchctl, LaunchdError, last_words
 from ._lmstudio_http import look, url_of
 from ._names import INSTANCE_LABEL_PREFIX, instance_label
 from ._ports import holders, is_taken, listeners
@@ -41,6 +41,10 @@ _MOST_STARTS = 4
 _REMOVED = ".removed-"
 #: Seconds to let a job that has just started write its first status.
 _SETTLE = 10.0
+#: Seconds between two looks at an instance that is not ready, when its runner has nothing new to say.
+_POLL = 0.5
+#: Seconds between two looks at what its runner says, which cost next to nothing.
+_GLANCE = 0.05
 
 
 class Runner(NamedTuple):
@@ -63,7 +67,10 @@ class Leftover(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How one instance ended: `error` is "" when it is ready (or, in check mode, when nothing is known against it)."""
+    """How one instance ended: `error` is "" when it is ready (or, in check mode, when nothing is known against it).
+
+    `restored`: it serves with what it had before.
+    """
 
     name: str
     decision: Decision
@@ -102,10 +109,10 @@ class InstanceHost:
         """Return instance.json as text, None when there is none."""
         return _text(read_bytes(os.path.join(self.home(name), "instance.json")))
 
-    def find(self, wanted: Wanted, moved_from: str | None, disabled: bool) -> Found:
-        """Return the instance as it is now; waits a little for the first status of a job that has just started."""
+    def find(self, wanted: Wanted, moved_from: str | None = None, disabled: bool = False, settle: bool = True) -> Found:
+        """Return the instance as it is now; `settle` waits a little for the first status of a job that just started."""
         actual = self.launchctl.actual(wanted.service)
-        deadline = time.monotonic() + _SETTLE
+        deadline = time.monotonic() + (_SETTLE if settle else 0)
         while True:
             status, age = self.status(wanted.name)
             found = Found(
@@ -185,21 +192,30 @@ class InstanceHost:
 
     # Before anything changes
 
-    def require_ports(self, wanted: list[Wanted], decisions: dict[str, Decision]) -> None:
-        """Raise InstanceError when a port that will be needed is held by a program that is not one of our instances."""
-        statuses = [self.status(name)[0] for name in _listing(self.directory)]
-        ours = {(status.get("address"), status.get("port")) for status in statuses if _alive(status.get("daemon_pid"))}
+    def require_ports(self, wanted: list[Wanted], decisions: dict[str, Decision], leaving: set[str]) -> None:
+        """Raise InstanceError when a port that will be needed is held by somebody who does not give it up now.
+
+        `leaving` are names of instances that are removed.
+        """
+        starting = [one for one in wanted if decisions[one.name].action in ("start", "restart")]
+        giving_up = leaving | {one.name for one in starting}
+        statuses = {name: self.status(name)[0] for name in _listing(self.directory)} if starting else {}
         troubles = []
-        for one in wanted:
-            if decisions[one.name].action not in ("start", "restart") or (one.address, one.port) in ours:
+        for one in starting:
+            ours = {
+                name
+                for name, status in statuses.items()
+                if status.get("port") == one.port and _alive(status.get("daemon_pid"))
+            }
+            staying = sorted(ours - giving_up)
+            if (ours and not staying) or not is_taken(one.address, one.port):
                 continue
-            if is_taken(one.address, one.port):
-                found = holders(one.port)  # empty for programs of other users
-                who = ", ".join(f"{command} (process {pid})" for pid, command in found.items()) or "another program"
-                troubles.append(
-                    f"instance {one.name}: port {one.port} on {one.address} is held by {who}. End that program, or "
-                    "declare another port."
-                )
+            found = holders(one.port)  # empty for programs of other users
+            programs = ", ".join(f"{command} (process {pid})" for pid, command in found.items()) or "another program"
+            who = f"instance {staying[0]}, which stays as it is now" if staying else programs
+            cure = "Change both at once" if staying else "End that program"
+            held = f"instance {one.name}: port {one.port} on {one.address} is held by {who}"
+            troubles.append(f"{held}. {cure}, or declare another port.")
         if troubles:
             raise InstanceError(" | ".join(troubles))
 
@@ -222,8 +238,8 @@ class InstanceHost:
                 os.rmdir(link)
             except OSError:
                 raise InstanceError(
-                    f"instance {name}: {link} is a folder with files in it; it must be a link to "
-                    f"{self.models_directory}. Move what is in there away."
+                    f"{link} is a folder with files in it; it must be a link to {self.models_directory}. "
+                    "Move what is in there away."
                 ) from None
         temporary = f"{link}.{os.getpid()}"
         os.symlink(self.models_directory, temporary)
@@ -232,22 +248,40 @@ class InstanceHost:
             os.lchown(temporary, *owner)
         os.replace(temporary, link)
 
+    def stop(self, wanted: Wanted, decision: Decision, deadline: float) -> str:
+        """Stop an instance that is to start anew, so that its port and its memory are free; return why it cannot."""
+        try:
+            if "bootout" in decision.service_actions:
+                self.launchctl.bootout(wanted.service.label, deadline)
+        except LaunchdError as error:
+            return f"instance {wanted.name}: {error}"
+        return ""
+
     def apply(self, wanted: Wanted, decision: Decision, deadline: float) -> None:
-        """Carry out a decision other than remove. Files change while the job is not loaded, or are ones it re-reads."""
+        """Carry out a decision other than remove, once what it stops is stopped.
+
+        Files change while the job is not loaded, or are ones it re-reads.
+        """
         if decision.action == "nothing":
             return
-        actions = list(decision.service_actions)
-        if actions[:1] == ["bootout"]:
-            self.launchctl.apply(wanted.service, actions[:1], deadline)
-            actions = actions[1:]
         self.make_home(wanted.name)
         path = os.path.join(self.home(wanted.name), "instance.json")
         if _text(read_bytes(path)) != wanted.content:
             atomic_write(path, wanted.content, 0o600)
+        actions = [action for action in decision.service_actions if action != "bootout"]
         self.launchctl.apply(wanted.service, actions, deadline)
 
     def remove(self, leftover: Leftover, deadline: float) -> None:
-        """Stop an instance; remove its plist and, if it goes too, its home. Models stay: the home links to them."""
+        """Stop an instance; remove its plist and, if it goes too, its home. Models stay: the home links to them.
+
+        Raises InstanceError.
+        """
+        try:
+            self._remove(leftover, deadline)
+        except (LaunchdError, OSError) as error:
+            raise InstanceError(f"instance {leftover.name} cannot be removed: {error}") from None
+
+    def _remove(self, leftover: Leftover, deadline: float) -> None:
         label = instance_label(leftover.name)
         leftover.launchctl.bootout(label, deadline)
         remove_file(leftover.launchctl.domain.plist_path(label))
@@ -281,13 +315,12 @@ class InstanceHost:
 
     # Waiting
 
-    def wait_ready(self, wanted: Wanted, job: Job | None, timeout: float) -> tuple[Verdict, Job | None, dict]:
-        """Wait until an instance serves what it declares, for at most `timeout` seconds; return how it stands then.
+    def wait_ready(self, wanted: Wanted, job: Job | None, deadline: float) -> tuple[Verdict, Job | None, dict]:
+        """Wait until an instance serves what it declares, or the deadline is over; return how it stands then.
 
         `job` is the job if it was just looked at, so that an instance that is well costs no more calls. Gives up early
         on a trouble that waiting does not cure.
         """
-        deadline = time.monotonic() + timeout
         lasting_since: float | None = None
         starts: set[int] = set()
         while True:
@@ -310,8 +343,14 @@ class InstanceHost:
             )
             if verdict.ready or hopeless or now >= deadline:
                 return verdict, job, status
-            time.sleep(0.5)
+            self._await_news(wanted.name, status)
             job = None
+
+    def _await_news(self, name: str, status: dict) -> None:
+        """Wait a little for the runner to say something else: requests wait for what it says."""
+        end = time.monotonic() + _POLL
+        while time.monotonic() < end and self.status(name)[0] == status:
+            time.sleep(_GLANCE)
 
     def _job(self, wanted: Wanted, deadline: float) -> Job:
         while True:
@@ -323,13 +362,13 @@ class InstanceHost:
             # It was still draining when it was looked at, and is gone now.
             self.launchctl.bootstrap(wanted.service.label, deadline)
 
-    def converge(self, wanted: Wanted, found: Found, decision: Decision, timeout: float) -> Outcome:
+    def converge(self, wanted: Wanted, found: Found, decision: Decision, deadline: float) -> Outcome:
         """Apply a decision and wait; never raises for what goes wrong with this one instance."""
         job, status = found.service.job, found.status
         try:
-            self.apply(wanted, decision, time.monotonic() + timeout)
+            self.apply(wanted, decision, deadline)
             job = job if decision.action == "nothing" else None
-            verdict, job, status = self.wait_ready(wanted, job, timeout)
+            verdict, job, status = self.wait_ready(wanted, job, deadline)
         except Exception as error:  # one thread per instance: every other error shall be reported beside it
             return Outcome(wanted.name, decision, job, status, False, f"instance {wanted.name}: {error}")
         if verdict.ready:

@@ -195,6 +195,15 @@ def interrupted(wanted: Wanted, found: Found, decision: Decision) -> list[str]:
     return sorted(name for name in before if before[name].get("fingerprint") != after.get(name, {}).get("fingerprint"))
 
 
+def only_gives(wanted: Wanted, found: Found, decision: Decision) -> bool:
+    """Tell whether a decision takes models away and loads none, so that others can have their memory."""
+    if decision.action != "live":
+        return False
+    before = {name: model.get("fingerprint") for name, model in served(found.declaration).items()}
+    after = {model["identifier"]: model.get("fingerprint") for model in wanted.declaration["models"]}
+    return before != after and after.items() <= before.items()
+
+
 def served(declaration: str | None) -> dict[str, dict]:
     """Return the models of a declaration on disk, by identifier; none of one that is broken."""
     models = _parsed(declaration).get("models")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ._command import Result, run
 from ._files import read_json
+from ._ports import accepts
 
 
 class Install(NamedTuple):
@@ -39,6 +40,28 @@ def call(argv: list[str], home: str, timeout: float, **extra: str) -> Result:
     The exit code of `lms` says nothing: judge by what it prints.
     """
     return run(argv, timeout, env={**environment(home), **extra}, cwd=home)
+
+
+def own_lms(home: str) -> str | None:
+    """Return the lms of the version that the instance at `home` runs; another one may wait for its daemon for ever."""
+    declaration = read_json(os.path.join(home, "instance.json"))
+    lms = declaration.get("lms") if isinstance(declaration, dict) else None
+    return lms if isinstance(lms, str) and lms else None
+
+
+def daemon_is_there(home: str) -> bool:
+    """Tell whether the instance at `home` has a daemon: it runs, and somebody answers at its control port."""
+    info = read_json(os.path.join(home, ".lmstudio", ".internal", "http-server.json"))
+    pid, port = (info.get("pid"), info.get("port")) if isinstance(info, dict) else (None, None)
+    if not isinstance(pid, int) or not isinstance(port, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # of another user
+    return accepts("127.0.0.1", port)
 
 
 def find_install(home: str) -> Install | None:

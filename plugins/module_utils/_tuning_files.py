@@ -72,12 +72,6 @@ class Home(NamedTuple):
         return self.before != self.after or any(change.changed for change in self.changes)
 
 
-def reverted(home: Home) -> Home:
-    """Return what puts back what a plan for `home` has changed."""
-    changes = [change._replace(before=change.after, after=change.before) for change in home.changes]
-    return Home(home.path, home.after, home.before, changes)
-
-
 def managed(home: str) -> dict:
     """Return which keys of which model file were set here, {path: {section: [key]}}."""
     stored = read_json(os.path.join(home, _MEMORY))

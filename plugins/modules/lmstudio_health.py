@@ -72,11 +72,13 @@ options:
     description:
       - The CLI on this Mac. It is then asked as well what each instance with an O(instances[].home) has loaded, which
         also shows models that are unloaded after a while.
+      - An instance that says in its C(instance.json) which C(lms) belongs to its version is asked with that one.
     type: path
   idle:
     description:
       - Whether to wait, instead of anything else, until none of O(instances[].models) has a request running or waiting,
-        as O(lms) tells, which this needs. An instance whose O(lms) does not answer has none.
+        as O(lms) tells, which this needs.
+      - Where it does not tell, an instance has none only if its daemon is gone or does not answer either.
     type: bool
     default: false
   probe:
@@ -216,6 +218,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils import _loaded
+from ..module_utils._lms import daemon_is_there, own_lms
 from ..module_utils._lmstudio_http import WantedModel, differences, look, missing, probe
 
 #: Seconds between two looks at a server that is not ready.
@@ -254,11 +257,17 @@ def watch_idle(entry: dict, params: dict, deadline: float) -> dict:
     """Ask lms of one instance until its models have nothing to do, or the deadline is over; return the result."""
     names = [model["identifier"] for model in entry["models"]]
     while True:
-        entries, trouble = _loaded.listed(params["lms"], entry["home"], _LMS_TIMEOUT)
+        entries, trouble = listed(entry, params)
         busy = _loaded.busy(entries, names)
-        if not busy or time.monotonic() + _INTERVAL >= deadline:
-            return {"name": entry["name"], "ready": not busy, "busy": busy, "last_seen": trouble or "lms answers"}
+        idle = not (daemon_is_there(entry["home"]) if trouble else busy)
+        if idle or time.monotonic() + _INTERVAL >= deadline:
+            return {"name": entry["name"], "ready": idle, "busy": busy, "last_seen": trouble or "lms answers"}
         time.sleep(_INTERVAL)
+
+
+def listed(entry: dict, params: dict) -> tuple[list[dict], str]:
+    """Return what lms lists of one instance, and what came instead."""
+    return _loaded.listed(own_lms(entry["home"]) or params["lms"], entry["home"], _LMS_TIMEOUT)
 
 
 def look_at(entry: dict, wanted: list[WantedModel], url: str, params: dict) -> dict:
@@ -267,7 +276,7 @@ def look_at(entry: dict, wanted: list[WantedModel], url: str, params: dict) -> d
     loaded = list(server.loaded or {})
     different = differences(wanted, server)
     if server.loaded is not None and params["lms"] and entry["home"]:
-        entries, trouble = _loaded.listed(params["lms"], entry["home"], _LMS_TIMEOUT)
+        entries, trouble = listed(entry, params)
         loaded += [one["identifier"] for one in entries if "identifier" in one]
         present = [model for model in wanted if model.identifier in server.loaded]
         different += [trouble] if trouble else _loaded.differences(present, entries)
@@ -287,6 +296,8 @@ def look_at(entry: dict, wanted: list[WantedModel], url: str, params: dict) -> d
 
 def complaint(url: str, result: dict, exact: bool) -> str:
     """Return in words why an instance is not ready."""
+    if "busy" in result and not result["busy"]:
+        return f"instance {result['name']}: nobody can tell whether it has requests: {result['last_seen']}"
     if "busy" in result:
         counts = ", ".join(f"{name} has {count}" for name, count in result["busy"].items())
         return f"instance {result['name']} has requests running or waiting: {counts}. Last seen: {result['last_seen']}"

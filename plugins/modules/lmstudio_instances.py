@@ -17,9 +17,11 @@ description:
   - An instance is left alone when nothing differs. When its models differ it goes on running and loads or unloads just
     those; timeouts and the like it takes up as well. Its address, its port, its programs or its property list restart
     it. It answers the requests it has first, for as long as C(stop_timeout) in its declaration allows.
-  - All instances are brought up at the same time. That they are really several servers is proven, each time, by their
-    homes, daemons, control ports, what C(lms) finds and what they have loaded, and after a change by who listens on
-    their ports. If they share anything the module fails.
+  - All instances are brought up at the same time, once those that have to stop have stopped, so that they may swap
+    ports. What only unloads models comes before that.
+  - That they are really several servers is proven, each time, by their homes, daemons, control ports, what C(lms) finds
+    and what they have loaded, and after a change by who listens on their ports. If they share anything the module
+    fails.
   - A model that is loaded and not declared is told with a warning, or unloaded by the runner if the declaration says
     C(purge). A declared one that was unloaded, or loaded again with other settings, is brought back by the runner.
   - In domain V(gui) run it as the login user, in domain V(system) as root.
@@ -128,14 +130,18 @@ options:
     elements: str
   restore:
     description:
-      - Whether an instance that was running, and does not become ready as declared, gets its former declaration,
-        property list and tuning files back. The task fails all the same, and tells whether that one answers.
+      - Whether the instances get their former declarations, property lists and tuning files back when one of them does
+        not become ready as declared. The task fails all the same, and tells which went back and whether they serve.
+      - That goes for all that this call changes, also those that are ready, so that no Mac is left with half of a
+        change, and for a change that a run before this one began and never saw ready, because it was killed.
+      - What is new has nothing to go back to and stays. What was removed stays removed.
     type: bool
     default: false
   revert:
     description:
-      - Puts back what the instances in O(only) had before this module changed them last, whatever is declared for them.
-        What was new or is removed by then has nothing to go back to.
+      - Puts back what the instances in O(only) had before the last call with them changed them, whatever is declared
+        for them, and waits until they are ready with it. RV(instances[].restored) tells which are.
+      - Those that it did not change, or that have gone back already, are left alone, and so are new ones.
     type: bool
     default: false
   timeout:
@@ -222,7 +228,7 @@ instances:
       type: bool
       returned: always
     restored:
-      description: Whether it got its former declaration back, because it did not become ready, and serves with it.
+      description: Whether it got back what it had before, for O(restore) or O(revert), and serves with it.
       type: bool
       returned: always
     why:
@@ -300,16 +306,18 @@ tunings:
   sample: [{instance: chat-a, model: smollm2, file: /Users/admin/x.gguf.json, changed: false}]
 """
 
+import contextlib
 import getpass
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._files import LockTimeoutError, exclusive, file_diff, make_directory
-from ..module_utils._former import Former, recall, remember
+from ..module_utils._former import Former, finish, forget, recall, remember, unfinished
 from ..module_utils._instance_host import InstanceHost, Leftover, Outcome, Runner
 from ..module_utils._instances import (
     Decision,
@@ -319,25 +327,27 @@ from ..module_utils._instances import (
     check_together,
     indistinct,
     interrupted,
+    only_gives,
     parse_wanted,
     served,
     shown,
 )
 from ..module_utils._launchd import SYSTEM_FOLDER, Domain, Launchctl, LaunchdError, canonical, domain_for
 from ..module_utils._tuning import TuningError
-from ..module_utils._tuning_files import FILE_OPTIONS, Change, Home, plan_home, reverted, write
+from ..module_utils._tuning_files import FILE_OPTIONS, Change, Home, plan_home, write
 from ..module_utils._zipapp import build
 
 
 class Plan(NamedTuple):
     """Everything a run will do: what to take away first, then each instance with what was found and decided.
 
-    `parting` has the models of what goes.
+    `changing` are those that may be changed, `parting` has the models of what goes.
     """
 
     moved: list[Leftover]
     departed: list[Leftover]
     wanted: list[Wanted]
+    changing: list[Wanted]
     found: dict[str, Found]
     decisions: dict[str, Decision]
     tunings: list[Home]
@@ -383,18 +393,15 @@ def moved_jobs(host: InstanceHost, wanted: list[Wanted], purge: bool, user: str)
 
 
 def former_ones(host: InstanceHost, wanted: list[Wanted], params: dict) -> dict[str, Former]:
-    """Return what is to be put back, by name. Raises InstanceError when there is nothing."""
+    """Return what is to be put back, by name. Raises InstanceError when it cannot be used."""
     if not params["revert"]:
         return {}
-    return {one.name: recall(one.name, host.home(one.name)) for one in wanted if one.name in (params["only"] or [])}
+    kept = {one.name: recall(one.name, host.home(one.name)) for one in wanted if one.name in (params["only"] or [])}
+    return {name: former for name, former in kept.items() if former}
 
 
-def plan_tunings(
-    host: InstanceHost, wanted: list[Wanted], files: list[dict] | None, former: dict[str, Former]
-) -> list[Home]:
+def plan_tunings(host: InstanceHost, wanted: list[Wanted], files: list[dict] | None) -> list[Home]:
     """Return what the tuning files of each instance need. Raises InstanceError, TuningError."""
-    if former:
-        return [one.tunings for one in former.values()]
     if files is None:
         return []
     strangers = sorted({file["instance"] for file in files} - {one.name for one in wanted})
@@ -406,21 +413,25 @@ def plan_tunings(
     ]
 
 
-def may_change(params: dict, name: str) -> bool:
-    return params["only"] is None or name in params["only"]
-
-
 def make_plan(host: InstanceHost, wanted: list[Wanted], params: dict, user: str) -> Plan:
     """Look at everything and decide; raise an error for what would go wrong halfway."""
     former = former_ones(host, wanted, params)
+    names = former if params["revert"] else params["only"]
+
+    def may_change(name: str) -> bool:
+        return names is None or name in names
+
     wanted = [former[one.name].wanted if one.name in former else one for one in wanted]
+    changing = [one for one in wanted if may_change(one.name)]
     purge = params["purge_instances"] and not params["revert"]
-    tunings = plan_tunings(host, wanted, params["tunings"], former)
-    tunings = [home for home in tunings if may_change(params, home.instance)]
-    moved = [one for one in moved_jobs(host, wanted, purge, user) if may_change(params, one.name)]
+    if params["revert"]:
+        tunings = [one.tunings for one in former.values()]
+    else:
+        tunings = [home for home in plan_tunings(host, wanted, params["tunings"]) if may_change(home.instance)]
+    moved = [one for one in moved_jobs(host, wanted, purge, user) if may_change(one.name)]
     gone = {one.name for one in moved}
     departed = [one for one in host.leftovers(wanted) if one.name not in gone] if purge else []
-    departed = [one for one in departed if may_change(params, one.name)]
+    departed = [one for one in departed if may_change(one.name)]
     from_domain = {one.name: one.launchctl.domain.kind for one in moved}
     disabled = host.launchctl.disabled() if wanted else set()
     found = dict(
@@ -429,68 +440,135 @@ def make_plan(host: InstanceHost, wanted: list[Wanted], params: dict, user: str)
             in_parallel(lambda one: host.find(one, from_domain.get(one.name), one.service.label in disabled), wanted),
         )
     )
-    decisions = {
-        one.name: host.decide(one, found[one.name]) if may_change(params, one.name) else Decision("nothing", "", [])
-        for one in wanted
-    }
+    decisions = {one.name: Decision("nothing", "", []) for one in wanted}
+    decisions.update({one.name: host.decide(one, found[one.name]) for one in changing})
     if any(one.action in ("start", "restart") for one in decisions.values()):
         host.launchctl.require_domain()
-    host.require_ports(wanted, decisions)
+    host.require_ports(wanted, decisions, {one.name for one in (*moved, *departed)})
     parting = {one.name: sorted(served(host.declaration(one.name))) for one in (*moved, *departed)}
-    return Plan(moved, departed, wanted, found, decisions, tunings, parting)
+    return Plan(moved, departed, wanted, changing, found, decisions, tunings, parting)
 
 
-def carry_out(host: InstanceHost, plan: Plan, params: dict) -> list[Outcome]:
-    """Do what was planned: first what goes, which frees ports, then all instances at once."""
-    timeout = params["timeout"]
-    deadline = time.monotonic() + timeout
+def carry_out(host: InstanceHost, plan: Plan, params: dict) -> tuple[list[Outcome], list[str]]:
+    """Do what was planned, first what goes, which frees ports and memory; return how it went, as `settled` does."""
+    deadline = time.monotonic() + params["timeout"]
     in_parallel(lambda one: host.remove(one, deadline), plan.moved)
     in_parallel(lambda one: host.remove(one, deadline), plan.departed)
-    host.clean_up()
-    if plan.wanted:
+    if plan.changing:
         host.write_runner()
-    keep_former(host, plan, params)
+    if not params["revert"]:
+        keep_former(host, plan)
     for home in plan.tunings:
-        write(home, params["lock_timeout"])
-    changing = [one for one in plan.wanted if may_change(params, one.name)]
-    outcomes = in_parallel(
-        lambda one: host.converge(one, plan.found[one.name], plan.decisions[one.name], timeout), changing
-    )
-    if params["restore"]:
-        outcomes = in_parallel(lambda outcome: restored(host, plan, outcome, params), outcomes)
-    done = {outcome.name: outcome for outcome in outcomes}
-    return [done.get(outcome.name, outcome) for outcome in preview(plan)]
+        with naming(home.instance):
+            write(home, params["lock_timeout"])
+    done = {one.name: one for one in converge(host, plan.changing, plan.found, plan.decisions, deadline)}
+    result = settled(host, plan, [done.get(outcome.name, outcome) for outcome in preview(plan)], params)
+    host.clean_up()  # takes its time, which nobody has to wait for
+    return result
 
 
-def keep_former(host: InstanceHost, plan: Plan, params: dict) -> None:
-    """Keep what the instances that serve have, before it changes."""
-    tunings = {home.instance: home for home in plan.tunings}
-    for one in plan.wanted:
-        found = plan.found[one.name]
-        changes = plan.decisions[one.name].action in ("live", "restart") and served(found.declaration)
-        if changes and not params["revert"]:
-            remember(host.home(one.name), found, tunings.get(one.name))
-
-
-def restored(host: InstanceHost, plan: Plan, outcome: Outcome, params: dict) -> Outcome:
-    """Put back what an instance had, if it ran and has not become ready; return the outcome with what came of that."""
-    found = plan.found[outcome.name]
-    if not outcome.error or outcome.decision.action not in ("live", "restart") or not served(found.declaration):
-        return outcome
+@contextlib.contextmanager
+def naming(instance: str) -> Iterator[None]:
+    """Name the instance in what goes wrong with its files: a full disk does not say whose they are."""
     try:
-        former = parse_wanted(
-            {"name": outcome.name, "declaration": found.declaration, "plist": found.service.plist or ""}
-        )
-        for home in plan.tunings:
-            if home.instance == outcome.name:
-                write(reverted(home), params["lock_timeout"])
-        now = host.find(former, None, False)
-        again = host.converge(former, now, host.decide(former, now), params["timeout"])
-    except (InstanceError, LaunchdError, LockTimeoutError, OSError) as error:
-        return outcome._replace(error=f"{outcome.error} Its former declaration could not be put back: {error}")
+        yield
+    except (LockTimeoutError, OSError) as error:
+        raise InstanceError(f"instance {instance}: {error}") from None
+
+
+def keep_former(host: InstanceHost, plan: Plan) -> None:
+    """Keep what the instances that serve have, before it changes; the others have nothing to go back to."""
+    tunings = {home.instance: home for home in plan.tunings}
+    for one in plan.changing:
+        home, found = host.home(one.name), plan.found[one.name]
+        begins = plan.decisions[one.name].action in ("live", "restart") and served(found.declaration)
+        with naming(one.name):
+            if begins or unfinished(home):
+                remember(home, found, tunings.get(one.name))
+            else:
+                forget(home)
+
+
+def converge(
+    host: InstanceHost,
+    wanted: list[Wanted],
+    found: dict[str, Found],
+    decisions: dict[str, Decision],
+    deadline: float,
+) -> list[Outcome]:
+    """Carry out decisions and wait: all at once, but what gives up memory or a port before what may need it."""
+
+    def done(one: Wanted) -> Outcome:
+        return host.converge(one, found[one.name], decisions[one.name], deadline)
+
+    giving = [one for one in wanted if only_gives(one, found[one.name], decisions[one.name])]
+    outcomes = in_parallel(done, giving)
+    others = [one for one in wanted if one not in giving]
+    errors = in_parallel(lambda one: host.stop(one, decisions[one.name], deadline), others)
+    for one, error in zip(others, errors):
+        if error:
+            now = found[one.name]
+            outcomes.append(Outcome(one.name, decisions[one.name], now.service.job, now.status, False, error))
+    return outcomes + in_parallel(done, [one for one, error in zip(others, errors) if not error])
+
+
+def settled(host: InstanceHost, plan: Plan, outcomes: list[Outcome], params: dict) -> tuple[list[Outcome], list[str]]:
+    """Put back what has to go back, and note what is finished; return the outcomes, and what instances share."""
+    shared = mixed_up(host, plan, outcomes, ask_ports=plan.changes_anything())
+    changing = {one.name for one in plan.changing}
+    if params["revert"]:
+        outcomes = [one._replace(restored=one.ready and one.name in changing) for one in outcomes]
+    elif params["restore"] and (shared or any(one.error for one in outcomes)):
+        outcomes = put_back(host, plan, outcomes, params)
+    for outcome in outcomes:
+        with naming(outcome.name):
+            if outcome.restored:
+                forget(host.home(outcome.name))
+            elif outcome.name in changing and outcome.ready and not outcome.error:
+                finish(host.home(outcome.name))
+    return outcomes, shared
+
+
+def mixed_up(host: InstanceHost, plan: Plan, outcomes: list[Outcome], ask_ports: bool) -> list[str]:
+    """Return in words what instances share that must be their own."""
+    running = [(one, outcome.status) for one, outcome in zip(plan.wanted, outcomes) if outcome.ready]
+    return indistinct(host.evidence(running, ask_ports))
+
+
+def put_back(host: InstanceHost, plan: Plan, outcomes: list[Outcome], params: dict) -> list[Outcome]:
+    """Give all instances whose change is unfinished what they had; return the outcomes with what came of that."""
+    former: dict[str, Wanted] = {}
+    found: dict[str, Found] = {}
+    decisions: dict[str, Decision] = {}
+    errors: dict[str, str] = {}
+    for name in [one.name for one in plan.changing if unfinished(host.home(one.name))]:
+        try:
+            wanted, tunings = recall(name, host.home(name))
+            now = host.find(wanted, settle=False)
+            decision = host.decide(wanted, now)
+            if decision.action != "nothing" or tunings.differs():
+                write(tunings, params["lock_timeout"])
+                former[name], found[name], decisions[name] = wanted, now, decision
+        except (InstanceError, LaunchdError, LockTimeoutError, OSError) as error:
+            errors[name] = str(error)
+    deadline = time.monotonic() + params["timeout"]
+    again = {one.name: one for one in converge(host, list(former.values()), found, decisions, deadline)}
+    return [gone_back(one, again.get(one.name), errors.get(one.name)) for one in outcomes]
+
+
+def gone_back(outcome: Outcome, again: Outcome | None, error: str | None) -> Outcome:
+    """Return how an instance stands; `again` is how it went with what it had, `error` why it could not have it back."""
+    if not again and not error:
+        return outcome
+    before = outcome.error or f"instance {outcome.name}: it became ready, but the change of this Mac failed."
+    if not again:
+        return outcome._replace(error=f"{before} Its former declaration could not be put back: {error}")
     told = "and serves" if again.ready else f"and does not serve either: {again.error}"
-    return outcome._replace(
-        error=f"{outcome.error} It has its former declaration back, {told}.", restored=again.ready, status=again.status
+    return again._replace(
+        decision=outcome.decision,
+        ready=False,
+        restored=again.ready,
+        error=f"{before} It has its former declaration back, {told}.",
     )
 
 
@@ -591,11 +669,12 @@ def ensure(module: AnsibleModule) -> dict:
     if module.check_mode:
         plan = make_plan(host, wanted, params, user)
         outcomes = preview(plan)
+        shared = mixed_up(host, plan, outcomes, ask_ports=False)
     else:
         make_directory(host.directory)
         with exclusive(host.directory, "lmstudio_instances", params["lock_timeout"]):
             plan = make_plan(host, wanted, params, user)
-            outcomes = carry_out(host, plan, params)
+            outcomes, shared = carry_out(host, plan, params)
     wanted = plan.wanted
     departed = [*plan.departed, *(one for one in plan.moved if one.name not in plan.decisions)]
     result = {
@@ -607,9 +686,7 @@ def ensure(module: AnsibleModule) -> dict:
         "diff": diffs(host, plan),
         "tunings": [change.result() for change in plan.tuning_files()],
     }
-    errors = [outcome.error for outcome in outcomes if outcome.error]
-    running = [(one, outcome.status) for one, outcome in zip(wanted, outcomes) if outcome.ready]
-    errors += indistinct(host.evidence(running, ask_ports=result["changed"] and not module.check_mode))
+    errors = [*(outcome.error for outcome in outcomes if outcome.error), *shared]
     for one, outcome in zip(wanted, outcomes):
         for drift in outcome.status.get("drift") or []:
             module.warn(f"instance {one.name}: {drift}. To have such models unloaded: lmstudio_instances_purge: true")

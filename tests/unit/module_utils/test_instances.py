@@ -120,6 +120,23 @@ def test_the_status_of_an_earlier_runner_decides_nothing():
     assert decide(status=old, status_age=900.0) == ("nothing", "", [])
 
 
+@pytest.mark.parametrize(
+    ("before", "gives"),
+    [
+        ({"models": [MODEL, {**MODEL, "identifier": "n"}]}, True),
+        ({"models": [{**MODEL, "fingerprint": "2"}, {**MODEL, "identifier": "n"}]}, False),
+        ({"models": [{**MODEL, "identifier": "n"}]}, False),
+        ({"models": []}, False),
+        ({"poll_interval": 6}, False),
+        ({"models": [MODEL, {**MODEL, "identifier": "n"}], "port": 1}, False),
+    ],
+    ids=["one less", "another one is loaded anew", "one for another", "one more", "something else", "it restarts"],
+)
+def test_what_only_gives_memory_away(before, gives):
+    now = found(declaration=other(**before))
+    assert instances.only_gives(WANTED, now, instances.decide(WANTED, now, PATH, "v1")) is gives
+
+
 def test_meaning_decides_the_generation_not_the_text():
     text = json.dumps(json.loads(entry()["declaration"]), indent=7, sort_keys=True)
     assert instances.parse_wanted({**entry(), "declaration": text}).generation == WANTED.generation

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 import time
 
@@ -141,9 +142,37 @@ def test_idle_is_what_lms_says_of_these_models(run_module, tmp_path):
     later.start()
     assert not run_module(lmstudio_health, {**arguments, "timeout": 20}).get("failed")
     later.join()
-    (tmp_path / "ps.json").unlink()
-    assert not run_module(lmstudio_health, {**arguments, "timeout": 20}).get("failed")  # nobody is there to be cut off
     assert "lms" in run_module(lmstudio_health, {"instances": [entry], "idle": True})["msg"]
+
+
+@pytest.mark.parametrize(
+    ("pid", "listens", "idle"),
+    [(os.getpid(), True, False), (os.getpid(), False, True), (2**22, True, True), (None, True, True)],
+    ids=["it hangs", "its port is closed", "its process is gone", "it never ran"],
+)
+def test_without_an_answer_only_what_is_down_is_idle(run_module, server, tmp_path, pid, listens, idle):
+    published = tmp_path / ".lmstudio" / ".internal" / "http-server.json"
+    published.parent.mkdir(parents=True)
+    if pid:
+        published.write_text(
+            json.dumps({"host": "127.0.0.1", "pid": pid, "port": server.server_port if listens else 1})
+        )
+    entry = {"name": "chat-a", "home": str(tmp_path), "models": [{"identifier": "m"}]}
+    arguments = {"instances": [entry], "lms": "/bin/false", "idle": True, "timeout": 0}
+    result = run_module(lmstudio_health, arguments)
+    assert result["instances"][0]["ready"] is idle
+    assert idle or "chat-a: nobody can tell whether it has requests: lms ps does not tell" in result["msg"]
+
+
+def test_an_instance_is_asked_with_the_lms_of_its_version(run_module, server, tmp_path):
+    lms = tmp_path / "its-lms"
+    lms.write_text(f"#!/bin/sh\necho '{json.dumps([{'identifier': 'm', 'queued': 2}])}'\n")
+    lms.chmod(0o755)
+    (tmp_path / "instance.json").write_text(json.dumps({"lms": str(lms)}))
+    entry = {"name": "a", "url": server.url, "home": str(tmp_path), "models": [{"identifier": "m"}]}
+    arguments = {"instances": [entry], "lms": "/bin/false", "timeout": 0}
+    assert "m has 2" in run_module(lmstudio_health, {**arguments, "idle": True})["msg"]
+    assert run_module(lmstudio_health, arguments)["instances"][0]["ready"]
 
 
 def test_lms_is_asked_as_well(run_module, server, tmp_path):

@@ -9,10 +9,11 @@ import os
 import pathlib
 import plistlib
 import socket
+import threading
 import time
 
 import pytest
-from ansible_collections.lmfleet.mac.plugins.module_utils import _instance_host, _zipapp
+from ansible_collections.lmfleet.mac.plugins.module_utils import _former, _instance_host, _zipapp
 from ansible_collections.lmfleet.mac.plugins.module_utils._launchd import Domain
 from ansible_collections.lmfleet.mac.plugins.module_utils._lmstudio_http import Server
 from ansible_collections.lmfleet.mac.plugins.modules import lmstudio_instances
@@ -377,7 +378,8 @@ def test_a_job_in_the_system_domain_needs_root(mac, tmp_path, monkeypatch):
 def test_a_models_folder_with_files_is_not_thrown_away(mac):
     folder = mac.home("chat-a") / ".lmstudio" / "models" / "p"
     folder.mkdir(parents=True)
-    assert "is a folder with files in it" in mac.run(mac.instance())["msg"] and folder.exists()
+    said = f"instance chat-a: {folder.parent} is a folder with files in it"
+    assert mac.run(mac.instance())["msg"].startswith(said) and folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -441,51 +443,280 @@ def test_what_is_removed_interrupts_its_models(mac):
     assert mac.run(check=True)["instances"][0]["interrupted"] == [MODEL["identifier"]]
 
 
-def test_what_does_not_become_ready_gets_back_what_it_had(mac):
-    mac.run(mac.instance())
-    before = (mac.home("chat-a") / "instance.json").read_text()
+@pytest.fixture
+def broken(mac):
+    """Ports and versions of llmster with which an instance does not become ready."""
+    found = set()
 
     def started(label, pid):
-        broken = json.loads((mac.home("chat-a") / "instance.json").read_text())["port"] == 18121
-        mac.says = {"chat-a": {"state": "degraded", "error": "no"}} if broken else {}
-        mac.report("chat-a", pid)
+        name = label.rpartition(".")[2]
+        declaration = json.loads((mac.home(name) / "instance.json").read_text())
+        if found & {declaration["port"], declaration.get("llmster")}:
+            mac.says[name] = {"state": "degraded", "error": "no"}
+        else:
+            mac.says.pop(name, None)
+        mac.report(name, pid)
 
     mac.launchd.on_start = started
-    failed = mac.run(mac.instance(port=18121), restore=True)
+    return found
+
+
+def declarations(mac):
+    """Return what is declared on the Mac and what its tuning files are; statuses and the like do not count."""
+    other = ("status.json", "former.json")
+    return {name: text for name, text in mac.files().items() if not name.endswith(other)}
+
+
+def instances_by_name(result):
+    return {one["name"]: one for one in result["instances"]}
+
+
+def test_what_does_not_become_ready_gets_back_what_it_had(mac, broken):
+    mac.run(mac.instance(), tunings=[tuning(4096)])
+    before = declarations(mac)
+    broken.add(18121)
+    failed = mac.run(mac.instance(port=18121), tunings=[tuning(8192)], restore=True)
     assert failed["failed"]
     assert "It has its former declaration back, and serves." in failed["msg"]
     assert failed["instances"][0]["restored"] is True
-    assert (mac.home("chat-a") / "instance.json").read_text() == before
-    assert not mac.run(mac.instance())["changed"]
+    assert declarations(mac) == before
+    assert not mac.run(mac.instance(), tunings=[tuning(4096)])["changed"]
     kept = mac.run(mac.instance(port=18121))
     assert kept["failed"] and kept["instances"][0]["restored"] is False
 
 
-def test_what_the_last_change_replaced_is_put_back_on_request(mac):
-    def tuning(length):
-        fields = [{"key": "llm.load.contextLength", "value": length}]
-        return [
-            {
-                "instance": "chat-a",
-                "model": "m",
-                "path": "p/n/f.gguf",
-                "content": json.dumps({"load": {"fields": fields}}),
-            }
-        ]
-
-    mac.run(mac.instance(), tunings=tuning(4096))
-    nothing = mac.run(mac.instance(), only=["chat-a"], revert=True)
-    assert "instance chat-a: there is nothing to go back to" in nothing["msg"]
-    before = mac.files()
-    mac.run(mac.instance(port=18121), mac.instance("chat-b", port=18122), tunings=tuning(8192))
-    back = mac.run(
-        mac.instance(port=18121), mac.instance("chat-b", port=18122), tunings=tuning(8192), only=["chat-a"], revert=True
-    )
-    assert [(one["name"], one["action"]) for one in back["instances"]] == [("chat-a", "restart"), ("chat-b", "nothing")]
-    after = mac.files()
-    changing = {"chat-a/status.json", "chat-a/former.json"}
-    assert {name: after[name] for name in before if name not in changing} == {
-        name: text for name, text in before.items() if name not in changing
+def test_one_that_fails_takes_all_of_its_mac_back(mac, broken):
+    old = [mac.instance(llmster="/1"), mac.instance("chat-b", port=18112, llmster="/1")]
+    new = [mac.instance(port=18121, llmster="/2"), mac.instance("chat-b", port=18122, llmster="/2")]
+    calm = mac.instance("chat-c", port=18113)
+    mac.run(*old, calm)
+    before = declarations(mac)
+    broken.add(18121)
+    failed = mac.run(*new, calm, restore=True)
+    assert declarations(mac) == before
+    told = instances_by_name(failed)
+    assert {name: (one["ready"], one["restored"]) for name, one in told.items()} == {
+        "chat-a": (False, True),
+        "chat-b": (False, True),
+        "chat-c": (True, False),
     }
-    assert "chat-b/instance.json" in after, "what is new stays"
+    first, second = failed["msg"].split(" || ")
+    assert first.startswith("instance chat-a at 127.0.0.1:18121: waited for its server with m; state degraded: no.")
+    assert first.endswith("It has its former declaration back, and serves.")
+    assert second.startswith("instance chat-b: it became ready, but the change of this Mac failed.")
+    assert second.endswith("It has its former declaration back, and serves.")
+    assert mac.actions(mac.run(*new, calm, check=True)) == {
+        "chat-a": "restart",
+        "chat-b": "restart",
+        "chat-c": "nothing",
+    }
+
+
+def test_each_that_does_not_serve_again_is_named(mac, broken):
+    mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    broken |= {18121, 18112}
+    failed = mac.run(mac.instance(port=18121), mac.instance("chat-b", port=18122), restore=True)
+    first, second = failed["msg"].split(" || ")
+    assert first.startswith("instance chat-a at") and first.endswith("back, and serves.")
+    assert second.startswith("instance chat-b: it became ready") and "does not serve either: instance chat-b" in second
+    assert instances_by_name(failed)["chat-b"]["restored"] is False
+
+
+def test_instances_that_share_something_after_a_change_go_back(mac):
+    mac.run(mac.instance(llmster="/1"), mac.instance("chat-b", port=18112, llmster="/1"))
+    before = declarations(mac)
+
+    def started(label, pid):
+        name = label.rpartition(".")[2]
+        new = "/2" in (mac.home(name) / "instance.json").read_text()
+        mac.says[name] = {"daemon_pid": 5} if new else {}
+        mac.report(name, pid)
+
+    mac.launchd.on_start = started
+    failed = mac.run(mac.instance(llmster="/2"), mac.instance("chat-b", port=18112, llmster="/2"), restore=True)
+    assert "share daemon 5" in failed["msg"] and failed["msg"].count("former declaration back, and serves") == 2
+    assert declarations(mac) == before
+
+
+def test_what_cannot_be_put_back_is_named_with_the_reason(mac, broken, monkeypatch):
+    mac.run(mac.instance())
+    broken.add(18121)
+    monkeypatch.setattr(lmstudio_instances, "recall", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
+    failed = mac.run(mac.instance(port=18121), restore=True)
+    assert failed["msg"].endswith("Its former declaration could not be put back: disk is full")
+
+
+@pytest.mark.parametrize("step", ["stop", "make_home", "wait_ready"])
+def test_a_change_that_was_killed_before_it_was_seen_to_serve_goes_back(mac, broken, monkeypatch, step):
+    mac.run(mac.instance(), tunings=[tuning(4096)])
+    before = declarations(mac)
+    broken.add(18121)
+    kill(mac, monkeypatch, step, mac.instance(port=18121), tunings=[tuning(8192)])
+    failed = mac.run(mac.instance(port=18121), tunings=[tuning(8192)], restore=True)
+    assert "back, and serves." in failed["msg"] and failed["instances"][0]["restored"]
+    assert declarations(mac) == before
+
+
+def test_two_changes_that_were_killed_go_back_to_what_served_last(mac, broken, monkeypatch):
+    mac.run(mac.instance(), tunings=[tuning(4096)])
+    before = declarations(mac)
+    broken |= {18121, 18122}
+    for port in (18121, 18122):
+        kill(mac, monkeypatch, "wait_ready", mac.instance(port=port), tunings=[tuning(port)])
+    mac.run(mac.instance(port=18122), tunings=[tuning(18122)], restore=True)
+    assert declarations(mac) == before
+
+
+def test_a_change_that_was_seen_to_serve_does_not_go_back_when_it_fails_later(mac, broken, monkeypatch):
+    mac.run(mac.instance())
+    kill(mac, monkeypatch, "wait_ready", mac.instance(port=18121))
+    assert mac.actions(mac.run(mac.instance(port=18121), restore=True)) == {"chat-a": "nothing"}
+    mac.says["chat-a"] = {"state": "degraded", "error": "no"}
+    mac.report("chat-a")
+    failed = mac.run(mac.instance(port=18121), restore=True)
+    assert "former declaration" not in failed["msg"] and '"port": 18121' in declarations(mac)["chat-a/instance.json"]
+
+
+def kill(mac, monkeypatch, step, *instances, **arguments):
+    """Run the module, and kill it where it begins a step."""
+
+    def killed(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr(_instance_host.InstanceHost, step, killed)
+        mac.run(*instances, **arguments)
+
+
+def test_what_the_last_change_replaced_is_put_back_on_request(mac):
+    old = [mac.instance(llmster="/1")], [tuning(4096)]
+    new = [mac.instance(port=18121, llmster="/2"), mac.instance("chat-b", port=18122)], [tuning(8192)]
+    back = {"tunings": new[1], "only": ["chat-a", "chat-b"], "revert": True}
+    mac.run(*old[0], tunings=old[1])
+    before = declarations(mac)
+    mac.run(*new[0], tunings=new[1], restore=True)
     assert (mac.home("chat-a") / "former.json").stat().st_mode & 0o777 == 0o600
+    for check in (True, False):
+        told = instances_by_name(mac.run(*new[0], **back, check=check))
+        assert (told["chat-a"]["action"], told["chat-a"]["why"]) == ("restart", "changed: llmster, port")
+        assert (told["chat-b"]["action"], told["chat-b"]["restored"]) == ("nothing", False), "what is new stays"
+        assert told["chat-a"]["restored"] is not check
+    assert told["chat-a"]["port"] == 18111
+    after = declarations(mac)
+    assert {name: after[name] for name in before} == before and "chat-b/instance.json" in after
+
+    again = mac.run(*new[0], **back)
+    assert not again["changed"] and not instances_by_name(again)["chat-a"]["restored"]
+    assert mac.actions(mac.run(*new[0], tunings=new[1])) == {"chat-a": "restart", "chat-b": "nothing"}
+    assert '"port": 18121' in declarations(mac)["chat-a/instance.json"]
+
+
+def test_what_the_last_run_left_alone_does_not_go_back(mac):
+    mac.run(mac.instance(), tunings=[tuning(4096)])
+    for _run in range(2):
+        mac.run(mac.instance(port=18121), tunings=[tuning(8192)])
+    before = declarations(mac)
+    result = mac.run(mac.instance(port=18121), tunings=[tuning(4096)], only=["chat-a"], revert=True)
+    assert not result["changed"] and declarations(mac) == before
+
+
+def test_a_revert_that_does_not_serve_fails_and_can_be_tried_again(mac, broken):
+    mac.run(mac.instance())
+    mac.run(mac.instance(port=18121))
+    broken.add(18111)
+    failed = mac.run(mac.instance(port=18121), only=["chat-a"], revert=True)
+    assert "instance chat-a at 127.0.0.1:18111" in failed["msg"] and not failed["instances"][0]["restored"]
+    broken.clear()
+    mac.run(mac.instance(port=18121))
+    assert mac.run(mac.instance(port=18121), only=["chat-a"], revert=True)["instances"][0]["restored"]
+
+
+def test_all_have_stopped_before_the_first_starts_so_that_ports_can_be_swapped(mac):
+    mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    stopping = []
+
+    def started(label, pid):
+        stopping.extend(mac.launchd.draining)
+        mac.started(label, pid)
+
+    mac.launchd.on_start = started
+    mac.launchd.draining = {"lmfleet.instance.chat-b": 5}
+    swapped = mac.run(mac.instance(port=18112), mac.instance("chat-b", port=18111))
+    assert mac.actions(swapped) == {"chat-a": "restart", "chat-b": "restart"} and stopping == []
+
+
+def test_what_is_removed_goes_before_its_port_is_taken_and_its_files_are_deleted_afterwards(mac, monkeypatch):
+    mac.run(mac.instance())
+    mac.launchd.calls.clear()
+    deleted = []
+    monkeypatch.setattr(_instance_host.shutil, "rmtree", lambda *_, **_more: deleted.append(list(mac.launchd.jobs)))
+    mac.run(mac.instance("chat-b"))
+    assert mac.launchd.names() == ["bootout lmfleet.instance.chat-a", "bootstrap lmfleet.instance.chat-b"]
+    assert deleted == [["lmfleet.instance.chat-b"]]
+
+
+def test_an_instance_is_ready_as_soon_as_its_runner_says_so(mac, monkeypatch):
+    monkeypatch.setattr(_instance_host, "_POLL", 60)
+    says = []
+
+    def started(label, pid):
+        (mac.home("chat-a") / "status.json").write_text(json.dumps({"pid": pid, "state": "loading"}))
+        says.append(threading.Timer(0.2, mac.started, [label, pid]))
+        says[0].start()
+
+    mac.launchd.on_start = started
+    began = time.monotonic()
+    assert mac.run(mac.instance(), timeout=90)["instances"][0]["ready"] and time.monotonic() - began < 30
+    says[0].join()
+
+
+def test_models_are_unloaded_before_others_are_loaded(mac, monkeypatch):
+    other = {**MODEL, "identifier": "n"}
+    mac.run(mac.instance(models=[MODEL, other]), mac.instance("chat-b", port=18112))
+    real, seen = _instance_host.atomic_write, []
+
+    def written(path, content, *more):
+        real(path, content, *more)
+        if path.endswith("/instance.json"):
+            name = pathlib.Path(path).parent.name
+            seen.append(f"{name} begins")
+            time.sleep(0.1 if name == "chat-a" else 0)
+            mac.report(name)
+            seen.append(f"{name} is done")
+
+    monkeypatch.setattr(_instance_host, "atomic_write", written)
+    mac.run(mac.instance(models=[MODEL]), mac.instance("chat-b", port=18112, models=[MODEL, other]))
+    assert seen == ["chat-a begins", "chat-a is done", "chat-b begins", "chat-b is done"]
+
+
+def test_a_port_of_an_instance_that_stays_is_said_before_anything_changes(mac, monkeypatch):
+    mac.says["chat-b"] = {"daemon_pid": os.getpid()}
+    mac.run(mac.instance(), mac.instance("chat-b", port=18112))
+    mac.launchd.calls.clear()
+    monkeypatch.setattr(_instance_host, "is_taken", lambda _address, port: port == 18112)
+    wanted = mac.instance(port=18112), mac.instance("chat-b", port=18111)
+    failed = mac.run(*wanted, only=["chat-a"])
+    assert "instance chat-a: port 18112 on 127.0.0.1 is held by instance chat-b, which stays" in failed["msg"]
+    assert mac.launchd.names() == []
+    assert mac.actions(mac.run(*wanted, check=True)) == {"chat-a": "restart", "chat-b": "restart"}
+    wider = mac.instance(), mac.instance("chat-b", port=18112, address="0.0.0.0")
+    assert mac.actions(mac.run(*wider, check=True)) == {"chat-a": "nothing", "chat-b": "restart"}
+
+
+def test_a_full_disk_names_the_instance_and_stops_nothing(mac, monkeypatch):
+    mac.run(mac.instance())
+    full = OSError(28, "No space left on device")
+    with monkeypatch.context() as patched:
+        patched.setattr(_former, "atomic_write", lambda *_: (_ for _ in ()).throw(full))
+        mac.launchd.calls.clear()
+        failed = mac.run(mac.instance(port=18121))
+        assert failed["msg"] == "instance chat-a: [Errno 28] No space left on device" and mac.launchd.names() == []
+    monkeypatch.setattr(lmstudio_instances, "write", lambda *_: (_ for _ in ()).throw(full))
+    failed = mac.run(mac.instance(), tunings=[tuning(4096)])
+    assert failed["msg"] == "instance chat-a: [Errno 28] No space left on device"
+
+
+def test_a_removal_that_fails_names_the_instance(mac, monkeypatch):
+    mac.run(mac.instance())
+    monkeypatch.setattr(_instance_host, "remove_file", lambda _path: (_ for _ in ()).throw(OSError("disk is full")))
+    assert mac.run()["msg"] == "instance chat-a cannot be removed: disk is full"

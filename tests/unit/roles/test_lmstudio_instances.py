@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "lmstudio_instances"
 
 
@@ -60,6 +62,13 @@ def test_every_setting_arrives_in_the_tuning_file_with_its_type(controller, inve
         "draft_simple": True,
     }
     assert isinstance(declaration["models"][0]["load"]["cpu_threads"], int)
+
+
+def test_a_model_that_is_loaded_and_does_not_answer_is_not_waited_for_as_one_that_loads():
+    tasks = yaml.safe_load((ROLE / "tasks/main.yml").read_text())
+    probe = next(task["lmfleet.mac.lmstudio_health"] for task in tasks if "lmfleet.mac.lmstudio_health" in task)
+    assert probe["timeout"] == "{{ lmstudio_instances_probe_timeout }}"
+    assert yaml.safe_load((ROLE / "defaults/main.yml").read_text())["lmstudio_instances_probe_timeout"] == 60
 
 
 def rendered(controller, inventory, folder):

@@ -18,6 +18,7 @@ import pytest
 from instance_runner import plan as runner
 from instance_runner.declaration import parse_declaration
 from instance_runner.errors import DeclarationError
+from instance_runner.runner import DECLARATION_CHECK, PORT_RETRY
 
 # -- Decisions -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +221,7 @@ def test_only_the_changed_models_are_loaded_again(instance):
     assert after["daemon_pid"] == before["daemon_pid"]
     assert {name: entry["parallel"] for name, entry in instance.fake()["loaded"].items()} == {"m": 2, "n": 8, "p": 2}
     assert [words[4] for words in instance.calls("load")] == ["m", "n", "o", "n", "p"]
+    assert len(instance.calls("ls")) == 2, "one for each change, however many models it loads"
 
 
 def test_a_model_that_disappeared_is_loaded_again(instance):
@@ -484,6 +486,10 @@ def test_an_edit_that_breaks_the_declaration_is_said_and_serving_goes_on(instanc
     assert status["generation"] == before["generation"]
     instance.declare()
     instance.ready()
+
+
+def test_what_requests_have_to_wait_for_is_looked_at_often():
+    assert DECLARATION_CHECK <= 0.25 and PORT_RETRY <= 1
 
 
 def test_a_port_in_use_is_waited_for(instance):

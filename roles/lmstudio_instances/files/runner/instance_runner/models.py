@@ -170,9 +170,11 @@ class Models:
         self._changed()
         for identifier in unload:
             self._unload(identifier, declaration.load_timeout)
+        listed: Answer | None = None
         for model in load:
             if self.entry(model.identifier) is None and not self.blind:
-                self._load(model, declaration.load_timeout)
+                listed = listed or self._ask(["ls", "--json"])  # once for all of them
+                self._load(model, listed, declaration.load_timeout)
             if replaced():
                 break  # what comes next may no longer be wanted
         self._changed()
@@ -190,8 +192,8 @@ class Models:
         self.known.pop(identifier, None)
         self.failures.pop(identifier, None)
 
-    def _load(self, model: Model, timeout: float) -> None:
-        key, trouble = self._key_of(model)
+    def _load(self, model: Model, listed: Answer, timeout: float) -> None:
+        key, trouble = key_of(model, listed)
         if key is None:
             self._failed(model.identifier, trouble)
             return
@@ -223,20 +225,6 @@ class Models:
             log(f"loaded {model.identifier} in {time.monotonic() - began:.1f} s{', but ' + text if text else ''}")
         self._changed()
 
-    def _key_of(self, model: Model) -> tuple[str | None, str]:
-        """Return (exact key, "") of the model file, or (None, why not)."""
-        answer = self._ask(["ls", "--json"])
-        entries = answer.parsed()
-        if entries is None:
-            return None, f"lms ls: {answer.said()}"
-        for entry in entries:
-            if entry.get("path") == model.path and entry.get("deviceIdentifier") is None and entry.get("modelKey"):
-                key = str(entry["modelKey"])
-                if key.startswith("-"):
-                    return None, f"LM Studio lists {model.path} as {key!r}, which is no name that lms can be given"
-                return key, ""
-        return None, f"LM Studio does not list {model.path}; is the file in the models folder?"
-
     def _failed(self, identifier: str, error: str, late: Model | None = None) -> None:
         before = self.failures.get(identifier)
         attempts = before.attempts + 1 if before else 1
@@ -245,3 +233,17 @@ class Models:
         self.failures[identifier] = Failure(attempts, error, time.monotonic() + delay, late)
         log(f"model {identifier}: {error}; next try in {delay:g} s")
         self._changed()
+
+
+def key_of(model: Model, listed: Answer) -> tuple[str | None, str]:
+    """Return (exact key, "") of the model file from the answer to `lms ls`, or (None, why not)."""
+    entries = listed.parsed()
+    if entries is None:
+        return None, f"lms ls: {listed.said()}"
+    for entry in entries:
+        if entry.get("path") == model.path and entry.get("deviceIdentifier") is None and entry.get("modelKey"):
+            key = str(entry["modelKey"])
+            if key.startswith("-"):
+                return None, f"LM Studio lists {model.path} as {key!r}, which is no name that lms can be given"
+            return key, ""
+    return None, f"LM Studio does not list {model.path}; is the file in the models folder?"

@@ -24,8 +24,8 @@ from .status_server import Publication
 EXIT_LOST = 1
 
 SILENT_POLLS = 3  # polls without greeting after which the server counts as hung
-DECLARATION_CHECK = 1.0  # seconds between two looks at instance.json
-PORT_RETRY = 5.0  # seconds between two tries for a port that is taken
+DECLARATION_CHECK = 0.25  # seconds between two looks at instance.json
+PORT_RETRY = 1.0  # seconds between two tries for a port that is taken
 LOG_CHECK = 60.0  # seconds between two looks at the size of the logs
 
 
