@@ -112,7 +112,8 @@ def mac(tmp_path, launchd, run_module, monkeypatch):
     monkeypatch.setattr(lmstudio_instances, "other_domain", lambda _kind, _user: other)
     monkeypatch.setattr(_instance_host, "look", mac.look)
     monkeypatch.setattr(_instance_host, "_SETTLE", 0.5)
-    monkeypatch.setattr(_instance_host, "_LASTING", 0.5)
+    monkeypatch.setattr(_instance_host, "_LASTING", 0.1)
+    monkeypatch.setattr(_instance_host, "_POLL", 0.05)
     return mac
 
 
@@ -404,7 +405,7 @@ def test_a_token_is_applied_live_and_seen_by_nobody(mac):
         assert mac.actions(result) == {"chat-a": "live"}
         assert "(hidden" in json.dumps(result["diff"])
         assert not [token for token in (before, after) if token and token in json.dumps(result)]
-        mac.run(instance, api_tokens={"chat-a": after})
+        mac.run(instance, api_tokens={"chat-a": after}, timeout=0)
     path = mac.home("chat-a") / "instance.json"
     assert json.loads(path.read_text())["api_token"] == "sk-lm-second"
     assert path.stat().st_mode & 0o077 == 0
