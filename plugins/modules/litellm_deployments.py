@@ -326,7 +326,7 @@ removed:
 paused:
   description:
     - Id of each paused deployment, with the owners of its pauses, why, since when and until when, in seconds since the
-      epoch. In check mode those that are, not those that would be.
+      epoch, and with the O(expire_after) that was asked for. In check mode those that are, not those that would be.
   returned: success
   type: dict
   sample: {mac-2-chat-a-smollm2: {operator: {reason: memory upgrade, since: 1795382112.5, until: 1795389312.5}}}
