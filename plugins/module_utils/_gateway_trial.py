@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A release of the gateway on trial: run beside the one in use, on a port of its own, and asked a few things.
 
-Its registry is a copy, so that it knows the same deployments; one more answers without any backend.
+Its registry is a copy, so that it knows the same deployments; one more answers without any backend. None that the
+gateway serves may be refused.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import time
 
 from ._files import atomic_write, canonical_json, make_directory, read_json
 from ._http import request_json
+from ._registry import DEPLOYMENTS, FORMAT, FRESH_SECONDS, ROUTINGS, Registry, RegistryError
 
 DEPLOYMENT = "lmfleet-trial"
+OWN = f"{DEPLOYMENT}-1"
 POLL = 0.2
 ANSWER_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
@@ -39,11 +42,12 @@ def trial(release: str, root: str, key: str, timeout: float, database: bool = Fa
     with tempfile.TemporaryDirectory(prefix=".trial-", dir=root) as folder, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(16)
-        _copy_registry(os.path.join(root, "registry"), folder)
+        registry = Registry(os.path.join(root, "registry"))
+        _copy_registry(registry, folder)
         with open(os.path.join(folder, "output"), "w+b") as output:
             process = _start(release, folder, listener, output)
             try:
-                _wait(process, folder, timeout)
+                _wait(process, folder, timeout, served(registry))
                 _ask(f"http://127.0.0.1:{listener.getsockname()[1]}", key, database)
             except TrialError as error:
                 raise TrialError(f"{error}. It said: {_last_words(output)}") from None
@@ -51,18 +55,32 @@ def trial(release: str, root: str, key: str, timeout: float, database: bool = Fa
                 _end(process)
 
 
-def _copy_registry(registry: str, folder: str) -> None:
-    document = read_json(os.path.join(registry, "deployments.json"))
-    if not isinstance(document, dict):
-        document = {"format": 1, "generation": 1, "routing": "round_robin", "deployments": []}
+def served(registry: Registry) -> frozenset:
+    """Return the ids of the deployments that the gateway in use has."""
+    now = time.time()
+    fresh = [worker for worker in registry.workers(now) if worker.age <= FRESH_SECONDS]
+    return frozenset(name for worker in fresh for name in worker.deployments)
+
+
+def _copy_registry(registry: Registry, folder: str) -> None:
+    try:
+        document, sound = registry.deployments()
+    except RegistryError as error:
+        raise TrialError(str(error)) from None
+    if document is None and not sound:
+        raise TrialError(
+            f"its registry {registry.folder}/{DEPLOYMENTS} is broken, and no worker has kept a copy. Run the role "
+            "gateway_deployments, which writes it anew (its task litellm_deployments), then run again"
+        )
+    document = document or {"format": FORMAT, "generation": 1, "routing": ROUTINGS[0], "deployments": []}
     own = {
         "model_name": DEPLOYMENT,
         "litellm_params": {"model": f"openai/{DEPLOYMENT}", "api_key": "none", "mock_response": "ok"},
-        "model_info": {"id": f"{DEPLOYMENT}-1"},
+        "model_info": {"id": OWN},
     }
     make_directory(os.path.join(folder, "applied"), 0o700)
     document["deployments"] = [*document["deployments"], own]
-    atomic_write(os.path.join(folder, "deployments.json"), canonical_json(document), 0o600)
+    atomic_write(os.path.join(folder, DEPLOYMENTS), canonical_json(document), 0o600)
 
 
 def _start(release: str, folder: str, listener: socket.socket, output) -> subprocess.Popen:
@@ -86,22 +104,34 @@ def _start(release: str, folder: str, listener: socket.socket, output) -> subpro
     )
 
 
-def _wait(process: subprocess.Popen, folder: str, timeout: float) -> None:
+def _wait(process: subprocess.Popen, folder: str, timeout: float, needed: frozenset) -> None:
     deadline = time.monotonic() + timeout
     while True:
         if process.poll() is not None:
             raise TrialError(f"it ended with exit code {process.returncode}")
-        reports = [read_json(os.path.join(folder, "applied", name)) for name in os.listdir(folder + "/applied")]
-        applied = [report for report in reports if isinstance(report, dict) and report.get("generation") is not None]
-        if applied:
-            if applied[0].get("error"):
-                raise TrialError(f"it cannot follow the registry: {applied[0]['error']}")
-            if DEPLOYMENT + "-1" in (applied[0].get("rejected") or {}):
-                raise TrialError(f"it takes no deployment: {applied[0]['rejected'][DEPLOYMENT + '-1']}")
-            return
+        reports = [
+            read_json(os.path.join(folder, "applied", name))
+            for name in os.listdir(folder + "/applied")
+            if name.endswith(".json")
+        ]
+        for report in reports:
+            if isinstance(report, dict) and (report.get("error") or report.get("generation") is not None):
+                _judge(report, needed)
+                return
         if time.monotonic() >= deadline:
             raise TrialError(f"it did not follow the registry within {timeout:g} s (plugin lmfleet_registry)")
         time.sleep(POLL)
+
+
+def _judge(report: dict, needed: frozenset) -> None:
+    if report.get("error"):
+        raise TrialError(f"it cannot follow the registry: {report['error']}")
+    rejected = report.get("rejected") or {}
+    if OWN in rejected:
+        raise TrialError(f"it takes no deployment: {rejected[OWN]}")
+    lost = [f"{name} ({rejected[name]})" for name in sorted(needed & set(rejected))]
+    if lost:
+        raise TrialError(f"it refuses deployments that the gateway serves: {', '.join(lost)}")
 
 
 def _ask(url: str, key: str, database: bool) -> None:

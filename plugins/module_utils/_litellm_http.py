@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -75,7 +76,7 @@ class Gateway:
         except urllib.error.HTTPError as error:
             with error:
                 problem = f"HTTP {error.code}: {error.read(BODY_LIMIT).decode('utf-8', 'replace')[:300]}"
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             problem = f"no answer: {error}"
         return Probe(deployment, problem, round(time.monotonic() - began, 3))
 

@@ -4,28 +4,37 @@
 """The registry of a gateway: which deployments it routes to and which of them are paused.
 
 A folder with `deployments.json` and `paused/<owner>.json`, which the gateway's plugin follows, and with
-`applied/<pid>.json`, in which each worker says what it has applied.
+`applied/<pid>.json`, in which each worker says what it has applied. `applied/kept` is the workers' copy of the first
+two, which they go on with when a file is broken or gone.
 First the pure part, which decides; at the end the part with files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ._files import atomic_write, canonical_json, make_directory, read_json
+from ._files import atomic_write, canonical_json, make_directory, read_bytes, read_json
 
 FORMAT = 1
 DEPLOYMENTS = "deployments.json"
 #: What the deployments were before their last change. Nobody but `wanted_entries` reads it.
 FORMER = "former.json"
+#: The workers' copy of what they have applied.
+KEPT = "applied/kept"
 ROUTINGS = ("round_robin", "shuffle", "least_busy", "usage")
 OWNERS = ("operator", "rollout", "guard")
 
 #: Seconds after which a worker that has not reported counts as gone; a healthy one reports every second.
 FRESH_SECONDS = 6.0
+#: Seconds after which a report is of no worker, also when its process id belongs to somebody again.
+REPORT_SECONDS = 60.0
+#: No number in a file is larger. Python's JSON has NaN and Infinity, too.
+LARGEST = 1e15
 
 #: Stand for the token of a backend in a diff.
 HIDDEN = "(hidden)"
@@ -63,12 +72,13 @@ LEAST = {
 
 
 class State(NamedTuple):
-    """What the files say. `deployments` is id to entry, or None when the file is absent or broken.
+    """What the files say. `deployments` is id to entry, or None when the file is absent, or broken without a copy.
 
-    `pauses` is owner to {"generation", "paused": {id: {"reason", "since", "until"?}}}. `generation` is the highest one
-    seen anywhere, so that the next one is new to every worker. `broken` names the files that are there but make no
-    sense. `groups` is model group to {"fallbacks"?, "context_window_fallbacks"?}, lists of model groups. `former` is id
-    to the entry that it had before its last change.
+    `pauses` is owner to {"generation", "paused": {id: {"reason", "since", "until"?, "expire_after"?}}}. `generation` is
+    the highest one seen anywhere, so that the next one is new to every worker. `broken` names the files that make no
+    sense, or that are gone although the workers had them; what is known of them comes from the workers' copy. `groups`
+    is model group to {"fallbacks"?, "context_window_fallbacks"?}, lists of model groups. `former` is id to the entry
+    that it had before its last change.
     """
 
     generation: int
@@ -84,7 +94,7 @@ class State(NamedTuple):
 class Pausing(NamedTuple):
     """What becomes of the pauses of one owner: `pause` and `resume` are ids; with `only`, all others are lifted.
 
-    `reason` None keeps the one there is. `expire_after` is in seconds from the beginning of a pause, 0 for never;
+    `reason` None keeps the one there is. `expire_after` is in seconds from when it was first asked for, 0 for never;
     None keeps the end there is.
     """
 
@@ -99,6 +109,7 @@ class Pausing(NamedTuple):
 class Plan(NamedTuple):
     """What to write (`files`: name to document), the state after it, and in lists of ids what that means.
 
+    `interim` is to be written before: with it nothing that is added paused, or stays, gets a request in between.
     `resumed` is id to the seconds of a pause that ends with it.
     """
 
@@ -108,6 +119,7 @@ class Plan(NamedTuple):
     changed: list
     removed: list
     resumed: dict
+    interim: Mapping = {}
 
 
 def entry(deployment: Mapping) -> dict:
@@ -237,7 +249,8 @@ def fleet_problems(named: Iterable[Mapping], after: Mapping, pausing: Pausing | 
         for deployment in named
         if deployment.get("state") not in ("absent", "kept") and deployment["id"] not in after
     )
-    if pausing and not pausing.only and pause_file(pausing.owner) in state.broken:
+    unknown = pausing and pause_file(pausing.owner) in state.broken and pausing.owner not in state.pauses
+    if unknown and not pausing.only:
         found.append(
             f"{pause_file(pausing.owner)} is broken, so what {pausing.owner} pauses is not known. Name all of it, "
             "with purge_pauses: true"
@@ -265,7 +278,8 @@ def plan(
     files = {}
     known = state.deployments is not None
     other_settings = known and (routing, groups) != (state.routing, state.groups)
-    if (wanted is not None and not known) or after != before or other_settings:
+    mending = known and DEPLOYMENTS in state.broken
+    if (wanted is not None and not known) or mending or after != before or other_settings:
         files[DEPLOYMENTS] = {
             "format": FORMAT,
             "generation": generation,
@@ -281,7 +295,7 @@ def plan(
             "generation": generation,
             "deployments": [former[name] for name in sorted(former)],
         }
-    resumed = {}
+    resumed, interim = {}, {}
     pauses = dict(state.pauses)
     if pausing:
         name = pause_file(pausing.owner)
@@ -289,6 +303,9 @@ def plan(
         kept = pauses_after(pausing, held, now)
         resumed = {name: max(0.0, now - pause.get("since", now)) for name, pause in held.items() if name not in kept}
         if kept != held or name in state.broken:
+            if DEPLOYMENTS in files:
+                # Not the new generation: whoever has applied this has not applied all.
+                interim[name] = {"format": FORMAT, "generation": state.generation, "paused": {**held, **kept}}
             pauses[pausing.owner] = {"generation": generation, "paused": kept}
             files[name] = {"format": FORMAT, **pauses[pausing.owner]}
     state_after = State(
@@ -308,7 +325,14 @@ def plan(
         changed=changed,
         removed=sorted(set(before) - set(after)),
         resumed=resumed,
+        interim=interim,
     )
+
+
+def without_unknown(pausing: Pausing, after: Iterable, state: State) -> Pausing:
+    """Return `pausing` that also lifts the owner's pauses of what is not in `after` (ids) any more."""
+    held = state.pauses[pausing.owner]["paused"] if pausing.owner in state.pauses else {}
+    return pausing._replace(resume=[*pausing.resume, *sorted(set(held) - set(after))])
 
 
 def current_pauses(paused: Mapping, now: float) -> dict:
@@ -321,12 +345,13 @@ def pauses_after(pausing: Pausing, held: Mapping, now: float) -> dict:
     kept = {} if pausing.only else {name: held[name] for name in held if name not in pausing.resume}
     for name in pausing.pause:
         old = held.get(name, {})
-        pause = {"reason": old.get("reason", ""), "since": old.get("since", now)}
+        pause = {"since": now, "reason": "", **old}
         if pausing.reason is not None:
             pause["reason"] = pausing.reason
-        until = old.get("until") if pausing.expire_after is None else pause["since"] + pausing.expire_after
-        if until is not None and pausing.expire_after != 0:
-            pause["until"] = until
+        if pausing.expire_after is not None and pausing.expire_after != (old.get("expire_after") or 0):
+            pause["expire_after"], pause["until"] = pausing.expire_after, now + pausing.expire_after
+        if pausing.expire_after == 0:
+            pause = {key: value for key, value in pause.items() if key not in ("expire_after", "until")}
         kept[name] = pause
     return kept
 
@@ -393,6 +418,8 @@ class Worker(NamedTuple):
     in_flight: dict
     started_at: float
     outcomes: dict
+    #: Which start of the gateway it belongs to.
+    run: str | None = None
 
     def said(self) -> str:
         """Return the report in a few words, for a message."""
@@ -406,17 +433,20 @@ def waiting_for(workers: Iterable[Worker], state: State, expected: int | None) -
     `expected` is the least number of workers; None takes what they say themselves.
     """
     fresh = [worker for worker in workers if worker.age <= FRESH_SECONDS]
-    least = expected or max([worker.workers for worker in fresh] or [1])
-    if len(fresh) < least:
-        return f"{least} of the gateway's workers to report, and {len(fresh)} did"
+    # A former start that still answers its last requests has workers, too, but any number of them.
+    newest = max(fresh, key=lambda worker: worker.started_at).run if fresh else None
+    current = [worker for worker in fresh if worker.run == newest]
+    least = expected or max([worker.workers for worker in current] or [1])
+    if len(current) < least:
+        return f"{least} of the gateway's workers to report, and {len(current)} did"
     behind = [worker for worker in fresh if not _has_applied(worker, state)]
     return f"{len(behind)} of the gateway's {len(fresh)} workers to apply it" if behind else ""
 
 
 def _has_applied(worker: Worker, state: State) -> bool:
-    if state.deployments is not None and worker.generation != state.deployments_generation:
+    # Somebody may have written again meanwhile, building upon this: another run, or the queue guard.
+    if state.deployments_generation is not None and (worker.generation or 0) < state.deployments_generation:
         return False
-    # An owner may have written again meanwhile: the queue guard renews its pauses.
     return all(worker.paused_generations.get(owner, -1) >= held["generation"] for owner, held in state.pauses.items())
 
 
@@ -429,53 +459,74 @@ def rejections(workers: Iterable[Worker], state: State) -> list:
     """Return one line for each deployment of `state` that LiteLLM has refused."""
     refused = {}
     for worker in workers:
-        if worker.generation == state.deployments_generation:
-            refused.update(worker.rejected)
+        if (worker.generation or 0) >= (state.deployments_generation or 0):
+            refused.update({name: why for name, why in worker.rejected.items() if name in (state.deployments or {})})
     return [f"the gateway refused the deployment {name}: {refused[name]}" for name in sorted(refused)]
 
 
+class RegistryError(Exception):
+    """A file of the registry cannot be read; the text says which, why, and what to do."""
+
+
 class Registry:
-    """The files. Raises OSError for what the file system refuses."""
+    """The files. Raises OSError for what the file system refuses to write."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
     def read(self) -> State:
-        """Return what the files say; a broken file counts as absent, and is named as broken."""
-        names = [DEPLOYMENTS, *map(pause_file, OWNERS)]
-        there = {name for name in names if os.path.lexists(os.path.join(self.folder, name))}
-        document = _checked(read_json(os.path.join(self.folder, DEPLOYMENTS)), "deployments", list)
-        entries = _by_id(document["deployments"]) if document else None
-        sound = {DEPLOYMENTS} if entries is not None else set()
-        pauses = {}
+        """Return what the files say, and of a broken one what the workers keep of it. Raises RegistryError."""
+        pauses, broken = {}, []
+        document, sound = self._document(DEPLOYMENTS, sound_deployments)
+        if not sound:
+            broken.append(DEPLOYMENTS)
         for owner in OWNERS:
-            held = _checked(read_json(os.path.join(self.folder, pause_file(owner))), "paused", dict)
-            if held and all(isinstance(pause, dict) for pause in held["paused"].values()):
+            held, sound = self._document(pause_file(owner), sound_pauses)
+            if held:
                 pauses[owner] = {"generation": held["generation"], "paused": held["paused"]}
-                sound.add(pause_file(owner))
-        broken = tuple(sorted(there - sound))
+            if not sound:
+                broken.append(pause_file(owner))
         seen = [held["generation"] for held in pauses.values()]
         for worker in self.workers(now=0.0):
             seen.extend(number for number in (worker.generation, *worker.paused_generations.values()) if number)
-        if document is None or entries is None:
-            return State(max(seen, default=0), None, None, None, pauses, broken)
+        if document is None:
+            return State(max(seen, default=0), None, None, None, pauses, tuple(broken))
         generation = document["generation"]
-        kept = _checked(read_json(os.path.join(self.folder, FORMER)), "deployments", list)
+        former = _parsed(_content(os.path.join(self.folder, FORMER)))
         return State(
             max([generation, *seen]),
-            document.get("routing"),
-            entries,
+            document["routing"],
+            _by_id(document),
             generation,
             pauses,
-            broken,
-            document.get("groups") or {},
-            (_by_id(kept["deployments"]) if kept else None) or {},
+            tuple(broken),
+            document.get("groups", {}),
+            _by_id(former) if _has_deployments(former) else {},
         )
 
-    def write(self, files: Mapping) -> None:
-        """Write the documents of a plan. The pauses come first: what is added paused gets no request in between."""
-        for name in sorted(files, key=lambda name: name == DEPLOYMENTS):
-            atomic_write(os.path.join(self.folder, name), canonical_json(files[name]), 0o600)
+    def deployments(self) -> tuple:
+        """Return deployments.json as it stands, or what the workers keep of it, else None; and whether it is sound.
+
+        Raises RegistryError.
+        """
+        return self._document(DEPLOYMENTS, sound_deployments)
+
+    def _document(self, name: str, is_sound) -> tuple:
+        content = _content(os.path.join(self.folder, name))
+        document = _parsed(content)
+        if is_sound(document):
+            return document, True
+        kept = None
+        # In a container the copy may be another user's.
+        with contextlib.suppress(RegistryError):
+            kept = _parsed(_content(os.path.join(self.folder, KEPT, name)))
+        return (kept if is_sound(kept) else None), content is None and kept is None
+
+    def write(self, planned: Plan) -> None:
+        """Write what is planned. Pauses are set before the deployments change, and lifted after it."""
+        for files in (planned.interim, planned.files):
+            for name in sorted(files, key=lambda name: name.startswith("paused/")):
+                atomic_write(os.path.join(self.folder, name), canonical_json(files[name]), 0o600)
 
     def prepare(self) -> None:
         """Make the folders."""
@@ -503,28 +554,95 @@ class Registry:
                 in_flight=report.get("in_flight", {}),
                 started_at=report.get("started_at", 0.0),
                 outcomes=report.get("outcomes", {}),
+                run=report.get("run"),
             )
             for report in reports
             if isinstance(report, dict)
             and report.get("format") == FORMAT
             and (report.get("container") or _alive(report["pid"]))
+            and now - report["at"] <= REPORT_SECONDS
         ]
 
 
-def _checked(document: object, key: str, kind: type) -> dict | None:
-    sound = (
+def sound_deployments(document: object) -> bool:
+    """Tell whether this is a whole deployments.json. The plugin judges by the same rules (lmfleet_registry.py)."""
+    if not _has_deployments(document) or document.get("routing") not in ROUTINGS:
+        return False
+    groups = document.get("groups", {})
+    return isinstance(groups, dict) and all(_is_group(settings) for settings in groups.values())
+
+
+def sound_pauses(document: object) -> bool:
+    """Tell whether this is a whole file of pauses."""
+    return _has(document, "paused", dict) and all(_is_pause(pause) for pause in document["paused"].values())
+
+
+def _has_deployments(document: object) -> bool:
+    return (
+        _has(document, "deployments", list)
+        and all(_is_deployment(deployment) for deployment in document["deployments"])
+        and len(_by_id(document)) == len(document["deployments"])
+    )
+
+
+def _has(document: object, key: str, kind: type) -> bool:
+    return (
         isinstance(document, dict)
         and document.get("format") == FORMAT
-        and isinstance(document.get("generation"), int)
+        and type(document.get("generation")) is int
         and isinstance(document.get(key), kind)
     )
-    return document if sound else None
 
 
-def _by_id(entries: list) -> dict | None:
+def _is_deployment(deployment: object) -> bool:
     try:
-        return {entry["model_info"]["id"]: entry for entry in entries}
-    except (KeyError, TypeError):
+        params, info = deployment["litellm_params"], deployment["model_info"]
+        names = (info["id"], deployment["model_name"], params["model"], info.get("mode", "chat"))
+        numbers = (params.get("weight"), params.get("order"), info.get("parallel_limit"))
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return all(isinstance(name, str) and name for name in names) and all(
+        number is None or _is_number(number) for number in numbers
+    )
+
+
+def _is_group(settings: object) -> bool:
+    return isinstance(settings, dict) and all(
+        isinstance(settings.get(name, []), list) and all(isinstance(other, str) for other in settings.get(name, []))
+        for name in FALLBACKS
+    )
+
+
+def _is_pause(pause: object) -> bool:
+    return (
+        isinstance(pause, dict)
+        and _is_number(pause.get("since", 0))
+        and (pause.get("until") is None or _is_number(pause["until"]))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _by_id(document: Mapping) -> dict:
+    return {deployment["model_info"]["id"]: deployment for deployment in document["deployments"]}
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise RegistryError(
+            f"{path} cannot be read ({error.strerror}). It must be a file of the user that the gateway runs as, with "
+            "mode 0600: put that right, or move it away, and run again."
+        ) from None
+
+
+def _parsed(content: bytes | None) -> object | None:
+    try:
+        return None if content is None else json.loads(content)
+    except ValueError:
         return None
 
 

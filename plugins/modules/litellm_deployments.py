@@ -171,7 +171,7 @@ options:
         type: int
   purge:
     description:
-      - Whether deployments that O(deployments) does not name are removed.
+      - Whether deployments that O(deployments) does not name are removed, and with them what O(owner) pauses of them.
     type: bool
     default: false
   model_groups:
@@ -224,8 +224,9 @@ options:
     type: str
   expire_after:
     description:
-      - Seconds after which a pause ends by itself, counted from when it began, so that a second run does not prolong
-        it; V(0) for never. Where this is not set, a pause keeps the end it has, and a new one has none.
+      - Seconds after which a pause ends by itself, counted from the first run that asked for as many, so that a second
+        run does not prolong it; V(0) for never. Where this is not set, a pause keeps the end it has, and a new one has
+        none.
     type: float
   workers:
     description:
@@ -325,7 +326,7 @@ removed:
 paused:
   description:
     - Id of each paused deployment, with the owners of its pauses, why, since when and until when, in seconds since the
-      epoch. In check mode those that are, not those that would be.
+      epoch, and with the O(expire_after) that was asked for. In check mode those that are, not those that would be.
   returned: success
   type: dict
   sample: {mac-2-chat-a-smollm2: {operator: {reason: memory upgrade, since: 1795382112.5, until: 1795389312.5}}}
@@ -360,6 +361,7 @@ from ..module_utils._registry import (
     ROUTINGS,
     Pausing,
     Registry,
+    RegistryError,
     deployment_problems,
     describe,
     fleet_problems,
@@ -371,6 +373,7 @@ from ..module_utils._registry import (
     waiting_for,
     wanted_entries,
     wanted_groups,
+    without_unknown,
 )
 from ..module_utils._registry_api import ApiError, ApiRegistry, RefusedError, calls, foreign_problems
 
@@ -455,15 +458,17 @@ def apply(module, registry, asked):
     state = registry.read()
     wanted = None if params["deployments"] is None else wanted_entries(params["deployments"], params["purge"], state)
     after = (state.deployments or {}) if wanted is None else wanted
+    if asked and params["purge"] and wanted is not None:
+        asked = without_unknown(asked, wanted, state)
     model_groups = params["model_groups"]
     found = fleet_problems(params["deployments"] or [], after, asked, state)
     refuse(module, found + group_problems(model_groups or [], after))
     groups = None if model_groups is None else wanted_groups(model_groups)
     planned = plan(wanted, groups, params["routing"], asked, state, time.time())
     if not module.check_mode:
-        registry.write(planned.files)
+        registry.write(planned)
     for name in planned.state.broken:
-        module.warn(f"{registry.folder}/{name} is broken. Workers that run keep what they have; a new one has nothing.")
+        module.warn(f"{registry.folder}/{name} is broken, or gone. The gateway's workers go on with what they had.")
     for group in groups_without_traffic(planned.state, time.time()):
         module.warn(f"All deployments of the model group {group} are paused: requests for it are refused.")
     diff = file_diff(registry.folder, describe(state), describe(planned.state, state))
@@ -597,6 +602,8 @@ def main():
             registry.prepare()
             with exclusive(registry.folder, "litellm_deployments"):
                 planned, diff = apply(module, registry, asked)
+    except RegistryError as error:
+        module.fail_json(msg=str(error))
     except (LockTimeoutError, OSError) as error:
         module.fail_json(msg=f"{registry.folder}: {error}")
     result = {

@@ -203,7 +203,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._files import read_bytes
 from ..module_utils._litellm_http import Gateway, KeyRefusedError, Probe
 from ..module_utils._outcomes import between, worse
-from ..module_utils._registry import Registry, unknown_to, waiting_for
+from ..module_utils._registry import Registry, RegistryError, unknown_to, waiting_for
 
 POLL_SECONDS = 0.5
 READINESS_TIMEOUT = 5.0
@@ -268,6 +268,25 @@ def watch(registry: Registry, chosen: list[str], seconds: float) -> str:
         if time.monotonic() >= deadline:
             return ""
         time.sleep(POLL_SECONDS)
+
+
+def ask_workers(module: AnsibleModule, registry: Registry, since: float, deadline: float, result: dict) -> None:
+    """Put what the workers say into `result`; fails the module when that is not what was asked for.
+
+    `since` is epoch seconds, `deadline` monotonic ones. Raises RegistryError.
+    """
+    params = module.params
+    workers, problem = wait_for_workers(registry, deadline)
+    if params["idle"] and not problem and not module.check_mode:
+        problem = wait_until_idle(registry, params["idle"], since, deadline)
+    names = ("pid", "age", "generation", "deployments", "in_flight", "started_at", "outcomes", "error")
+    result["workers"] = [{name: getattr(worker, name) for name in names} for worker in workers]
+    if problem:
+        module.fail_json(msg=f"Waited {params['timeout']:g} s for {problem}. Look at the gateway's log.", **result)
+    if params["watch"] and not module.check_mode:
+        problem = watch(registry, params["watch"], params["watch_seconds"])
+        if problem:
+            module.fail_json(msg=f"Since it was changed it does worse than the others. {problem}.", **result)
 
 
 def probe_all(gateway: Gateway, deployments: list[str], deadline: float, probe_timeout: float) -> list[Probe]:
@@ -349,18 +368,10 @@ def main() -> None:
         )
     result = {"changed": False, "ready_after": round(time.monotonic() - began, 3)}
     if params["registry"]:
-        registry = Registry(params["registry"])
-        workers, problem = wait_for_workers(registry, deadline)
-        if params["idle"] and not problem and not module.check_mode:
-            problem = wait_until_idle(registry, params["idle"], since, deadline)
-        names = ("pid", "age", "generation", "deployments", "in_flight", "started_at", "outcomes", "error")
-        result["workers"] = [{name: getattr(worker, name) for name in names} for worker in workers]
-        if problem:
-            module.fail_json(msg=f"Waited {params['timeout']:g} s for {problem}. Look at the gateway's log.", **result)
-        if params["watch"] and not module.check_mode:
-            problem = watch(registry, params["watch"], params["watch_seconds"])
-            if problem:
-                module.fail_json(msg=f"Since it was changed it does worse than the others. {problem}.", **result)
+        try:
+            ask_workers(module, Registry(params["registry"]), since, deadline, result)
+        except RegistryError as error:
+            module.fail_json(msg=str(error), **result)
     try:
         outcomes = probe_all(gateway, params["deployments"], deadline, params["probe_timeout"])
     except KeyRefusedError as error:

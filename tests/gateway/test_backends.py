@@ -57,7 +57,7 @@ def in_flight(gateway):
     return dict(counts)
 
 
-@pytest.mark.parametrize("fault", [True, "html", "hang", "reset"])
+@pytest.mark.parametrize("fault", [True, 404, "html", "hang", "reset"])
 def test_a_backend_that_breaks_costs_nobody_a_request(two, backends, fault):
     with Traffic(two.url, two.key, "chat") as traffic:
         traffic.wait_for(8)
@@ -130,6 +130,23 @@ def test_all_gone_is_said_plainly_and_ends_by_itself(two, mortal):
     assert all(int(retry_after) >= 1 for __, retry_after, __ in answers), answers
     mortal("first", first.server_port)
     until(lambda: two.ask()[1] == "mac-first", "the service is back")
+
+
+def test_another_program_at_the_address_is_no_word_about_the_request(two, backends):
+    for status in (401, 404, 405):
+        for backend in backends:
+            backend.failing = status
+        answers = [refusal(two, stream) for stream in (False, True) for _attempt in range(4)]
+        assert {answer[0] for answer in answers} <= {429, 503}, (status, answers)
+        assert all(int(retry_after) >= 1 for __, retry_after, __ in answers), (status, answers)
+        backends[1].calm()
+        until(lambda: all(two.ask()[1] == "mac-b" for _attempt in range(6)), "the other one is back")
+        answers = Counter(two.ask()[0] for _attempt in range(40))
+        # After 405 LiteLLM asks nobody else: one request finds out, once in a cooldown of each worker.
+        assert answers[200] >= 40 - 12 * (status == 405), (status, answers)
+        assert set(answers) <= {200, 503}
+    backends[0].calm()
+    until(lambda: two.ask()[1] == "mac-a", "the first one is back")
 
 
 def test_a_stream_that_dies_is_no_whole_answer(two, backends):

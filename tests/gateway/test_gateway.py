@@ -134,6 +134,7 @@ def test_a_retry_goes_to_another_deployment(four, backends):
 def test_a_broken_registry_changes_nothing_until_it_is_declared_again(four, backends):
     path = four.root / "registry" / "deployments.json"
     whole = path.read_text()
+    pids = {report["pid"] for report in four.reports()}
     for broken in (whole[: len(whole) // 2], "", None):
         if broken is None:
             path.unlink()
@@ -144,8 +145,14 @@ def test_a_broken_registry_changes_nothing_until_it_is_declared_again(four, back
             time.sleep(0.1)
         assert all("deployments.json" in report["error"] for report in four.reports())
         assert len(four.ask_many(16)) == 4
-    result = four.declare([backend.deployment() for backend in backends])
-    assert result["changed"]
+    # A worker that starts now begins with what the others kept.
+    os.kill(min(pids), signal.SIGKILL)
+    ask = {"url": four.url, "registry": str(four.root / "registry"), "timeout": 10}
+    four.wait_until(lambda: {worker["pid"] for worker in module("litellm_health", **ask)["workers"]} - pids)
+    assert all("deployments.json" in report["error"] for report in four.reports())
+    assert len(four.ask_many(16)) == 4
+    result = four.declare([backend.deployment() for backend in backends[:3]], purge=False)
+    assert (result["changed"], len(result["deployments"])) == (True, 4)
     assert [report["error"] for report in four.reports()] == [None] * WORKERS
 
 

@@ -20,6 +20,10 @@ def test_one_worker_takes_turns_exactly(gateway, backends):
     gateway.declare([backend.deployment() for backend in backends], workers=1)
     counts = gateway.ask_many(42, at_a_time=4)
     assert sorted(counts.values()) == [10, 10, 11, 11]
+    gateway.pause("operator", "mac-b")
+    assert "mac-b" not in gateway.ask_many(40, at_a_time=4)
+    gateway.pause("operator")
+    assert sorted(gateway.ask_many(40, at_a_time=4).values()) == [10, 10, 10, 10]
 
 
 def test_a_lower_order_goes_first_and_the_next_takes_over(gateway, backends):

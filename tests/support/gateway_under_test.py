@@ -42,7 +42,10 @@ def module(name, **arguments):
 
 
 class Backend(BaseHTTPRequestHandler):
-    """Answers, or fails as `server.failing` says: True (HTTP 500), html, hang, reset, or dies (in the middle)."""
+    """Answers, or fails as `server.failing` says.
+
+    True (HTTP 500), another status (with a page), html, hang, reset, or dies (in the middle).
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -58,6 +61,8 @@ class Backend(BaseHTTPRequestHandler):
             self.close_connection = True
         elif failing == "reset" or (failing == "dies" and not asked.get("stream")):
             self.reset()
+        elif failing not in (True, False, "dies"):
+            self.answer(failing, b"<html><body>No such page</body></html>", "text/html")
         elif failing and failing != "dies":
             self.answer(500, {"error": {"message": "broken for a test"}})
         elif self.path.endswith("/embeddings"):

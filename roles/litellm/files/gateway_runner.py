@@ -184,22 +184,30 @@ class Server:
                 self.last_lines.append(text[:500])
 
     def reported(self) -> int:
-        """Return how many workers of this start serve already; the plugin in each of them says so."""
-        fresh = 0
-        for path in glob.glob(os.path.join(glob.escape(self._registry), "applied", "*.json")):
-            report = read_object(path)
-            if report.get("run") == self.run and time.time() - float(report.get("at") or 0) <= REPORT_FRESH:
-                fresh += 1
-        return fresh
+        """Return how many workers of this start serve already; the plugin in each of them says so.
+
+        Who has applied nothing serves nothing, unless there is nothing to apply.
+        """
+        return len(self._reports()) - len(self._with_nothing())
+
+    def _reports(self) -> list[dict[str, Any]]:
+        paths = glob.glob(os.path.join(glob.escape(self._registry), "applied", "*.json"))
+        reports = [report for report in map(read_object, paths) if report.get("run") == self.run]
+        return [report for report in reports if time.time() - float(report.get("at") or 0) <= REPORT_FRESH]
+
+    def _with_nothing(self) -> list[dict[str, Any]]:
+        declared = os.path.lexists(os.path.join(self._registry, "deployments.json"))
+        return [report for report in self._reports() if declared and report.get("generation") is None]
 
     def trouble(self) -> str:
         """Return why this start has failed, or "" while it may still succeed."""
         if self.process.poll() is not None:
             return f"it ended with exit code {self.process.returncode}: {self.said()}"
         if time.monotonic() - self.began > self.release.start_timeout:
+            errors = sorted({str(report.get("error")) for report in self._with_nothing()})
             return (
                 f"{self.reported()} of {self.release.workers} workers reported within "
-                f"{self.release.start_timeout:g} s: {self.said()}"
+                f"{self.release.start_timeout:g} s: {' | '.join(errors) or self.said()}"
             )
         return ""
 

@@ -8,8 +8,10 @@ The folder is named by the environment variable LMFLEET_REGISTRY; without it the
                           "groups"?: {model group: {"fallbacks"?: [group], "context_window_fallbacks"?: [group]}}}
     paused/<owner>.json   read: {"format": 1, "generation", "paused": {id: {"reason", "since", "until"?}}}
     applied/<pid>.json    written by each worker: what it has applied, at least once a second
+    applied/kept/         written by the workers: a copy of the files above as they were last applied
 
-A file that is missing, unreadable or broken changes nothing: the worker keeps what it has and says so in its report.
+A file that is missing, unreadable or broken changes nothing: the worker keeps what it has, or what the copy says when
+it has just started, and says so in its report.
 Everything runs on the event loop that also serves the requests, so no request ever sees a half-changed router.
 """
 
@@ -37,12 +39,15 @@ POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 1.0
 ROUTER_POLL_SECONDS = 0.001
 UPSERTS_IN_A_ROW = 20
+LARGEST = 1e15
 ROUTINGS = ("round_robin", "shuffle", "least_busy", "usage")
 FALLBACKS = ("fallbacks", "context_window_fallbacks")
-# The guard only steers load: where it has paused all, it has paused none.
+# A report that is older is of no worker, also when its process id belongs to somebody again.
+REPORT_SECONDS = 60.0
+# The guard only steers load: where it has paused all, it has paused none, and its file may go.
 ADVISORY_OWNER = "guard"
-# How many turns a deployment may catch up that was passed over for a while.
-TURNS_OWED = 2
+# A deployment that was passed over catches up one turn. (Sums of fractions are not exact, so there is some room.)
+TURNS_OWED = 1.5
 USAGE_SECONDS = 60.0
 # What LiteLLM makes of a backend that is gone, broken or too slow, and of a model group that has none left.
 BACKEND_FAULTS = (408, 429, 500, 502, 503, 504)
@@ -57,35 +62,46 @@ CHAT_CALLS = ("completion", "acompletion", "text_completion", "atext_completion"
 class Rotation:
     """Gives the deployments of a model group their turns, in proportion to their weights.
 
-    Each has a time at which it is due, in turns; the next turn is the earliest. So the work for a request is one look
-    at each candidate, whatever came before.
+    Each has a time at which it is due, in turns; the next turn is the earliest, and among equals that of the one whose
+    last turn is the longest ago. So the work for a request is one look at each candidate, whatever came before.
     """
 
     def __init__(self) -> None:
-        self._due: dict[str, dict[str, float]] = {}
+        self._due: dict[str, dict[str, tuple[float, int]]] = {}
         self._now: dict[str, float] = {}
+        self._turns = 0
 
-    def due(self, group: str, ids: list[str]) -> dict[str, float]:
-        """Return id to when it is due, for at least `ids`."""
+    def due(self, group: str, ids: list[str]) -> dict[str, tuple[float, int]]:
+        """Return id to when it is due and the number of its last turn, for at least `ids`."""
         due = self._due.setdefault(group, {})
         if not due.keys() >= set(ids):
             now = self._now.get(group, 0.0)
-            due.update((deployment, now) for deployment in ids if deployment not in due)
+            due.update((deployment, (now, 0)) for deployment in ids if deployment not in due)
         return due
 
     def take(self, group: str, chosen: str, weight: float) -> None:
         """Note that it was the turn of `chosen`, which due() knows."""
         due = self._due[group]
-        now = self._now[group] = max(self._now.get(group, 0.0), due[chosen])
+        when = due[chosen][0]
+        now = self._now[group] = max(self._now.get(group, 0.0), when)
         turn = 1.0 / weight
-        due[chosen] = max(due[chosen], now - TURNS_OWED * turn) + turn
+        if now - when > TURNS_OWED * turn:
+            when = now
+        self._turns += 1
+        due[chosen] = (when + turn, self._turns)
+
+    def forget(self, ids: set[str]) -> None:
+        """Let these deployments begin anew: nobody owes them a turn."""
+        for group, due in list(self._due.items()):
+            self._due[group] = {deployment: turn for deployment, turn in due.items() if deployment not in ids}
 
     def keep(self, ids: set[str]) -> None:
-        """Forget the deployments that are not in `ids`."""
+        """Forget the deployments that are not in `ids`, and the groups that have none left."""
         for group, due in list(self._due.items()):
-            self._due[group] = {deployment: when for deployment, when in due.items() if deployment in ids}
+            self._due[group] = {deployment: turn for deployment, turn in due.items() if deployment in ids}
             if not self._due[group]:
-                del self._due[group], self._now[group]
+                del self._due[group]
+                self._now.pop(group, None)
 
 
 class Attempt:
@@ -94,6 +110,8 @@ class Attempt:
     deployment: str | None = None
     since = 0.0
     over = False
+    #: Whether the last backend answered as no LM Studio does that the client may use.
+    stranger = False
 
 
 #: The request that the current task serves.
@@ -213,6 +231,11 @@ def untried(ids: list[str], request_kwargs: dict | None) -> list[str]:
     return [name for name in ids if name not in tried] or [name for name in ids if name != tried[-1]] or ids
 
 
+def is_stranger(status: int | None) -> bool:
+    """Tell whether a status is none of an LM Studio with our token: another program has its port, or a proxy asks."""
+    return status is not None and 400 <= status < 500 and status not in (*BACKEND_FAULTS, *CLIENT_FAULTS)
+
+
 def is_page(response) -> bool:
     """Tell whether a backend has answered with HTML where a stream was asked for."""
     headers = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
@@ -236,34 +259,33 @@ def _tried(request_kwargs: dict | None) -> list[str]:
 def parse_deployments(content: bytes) -> dict:
     """Return the parsed deployments.json with `deployments` as id to deployment.
 
-    Raises ValueError for anything that is not a whole and sound file.
+    Raises ValueError for anything that is not a whole and sound file. The modules judge by the same rules
+    (plugins/module_utils/_registry.py).
     """
     document = _document(content, "deployments", list)
     if document.get("routing") not in ROUTINGS:
         raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}, not {document.get('routing')!r}")
     by_id: dict[str, dict] = {}
     for deployment in document["deployments"]:
-        try:
-            names = (deployment["model_info"]["id"], deployment["model_name"], deployment["litellm_params"]["model"])
-        except (KeyError, TypeError):
-            names = ()
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise ValueError("a deployment without model_info.id, model_name or litellm_params.model")
-        deployment_id = names[0]
-        if deployment_id in by_id:
-            raise ValueError(f"the deployment id {deployment_id} is used twice")
-        by_id[deployment_id] = deployment
+        if not _is_deployment(deployment):
+            raise ValueError(
+                "a deployment without model_info.id, model_name or litellm_params.model, or with a weight, order, "
+                "parallel_limit or mode of the wrong type"
+            )
+        if _id(deployment) in by_id:
+            raise ValueError(f"the deployment id {_id(deployment)} is used twice")
+        by_id[_id(deployment)] = deployment
     groups = document.get("groups", {})
-    if not isinstance(groups, dict) or not all(isinstance(settings, dict) for settings in groups.values()):
-        raise ValueError("groups must be a mapping of mappings")
+    if not isinstance(groups, dict) or not all(_is_group(settings) for settings in groups.values()):
+        raise ValueError("groups must be a mapping of mappings, with lists of model groups as fallbacks")
     return {**document, "deployments": by_id, "groups": groups}
 
 
 def parse_pauses(content: bytes) -> dict:
     """Return the parsed paused/<owner>.json. Raises ValueError for anything that is not a whole and sound file."""
     document = _document(content, "paused", dict)
-    if not all(isinstance(pause, dict) for pause in document["paused"].values()):
-        raise ValueError("a pause is not a mapping")
+    if not all(_is_pause(pause) for pause in document["paused"].values()):
+        raise ValueError("a pause is not a mapping, or has a since or until that is no number")
     return document
 
 
@@ -271,20 +293,58 @@ def _document(content: bytes, key: str, kind: type) -> dict:
     document = json.loads(content)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"not a file of format {FORMAT}")
-    if not isinstance(document.get("generation"), int) or not isinstance(document.get(key), kind):
+    if type(document.get("generation")) is not int or not isinstance(document.get(key), kind):
         raise ValueError(f"generation or {key} is missing or of the wrong type")
     return document
 
 
-class WatchedFile:
-    """A file that is read again when it has changed. Keeps the last content that could be parsed."""
+def _is_deployment(entry) -> bool:
+    try:
+        params, info = entry["litellm_params"], entry["model_info"]
+        names = (info["id"], entry["model_name"], params["model"], info.get("mode", "chat"))
+        numbers = (params.get("weight"), params.get("order"), info.get("parallel_limit"))
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return all(isinstance(name, str) and name for name in names) and all(
+        number is None or _is_number(number) for number in numbers
+    )
 
-    def __init__(self, path: Path, parse) -> None:
+
+def _is_group(settings) -> bool:
+    return isinstance(settings, dict) and all(
+        isinstance(settings.get(name, []), list) and all(isinstance(other, str) for other in settings.get(name, []))
+        for name in FALLBACKS
+    )
+
+
+def _is_pause(pause) -> bool:
+    return (
+        isinstance(pause, dict)
+        and _is_number(pause.get("since", 0))
+        and (pause.get("until") is None or _is_number(pause["until"]))
+    )
+
+
+def _is_number(value) -> bool:
+    # JSON as Python reads it has NaN and Infinity, too.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+class WatchedFile:
+    """A file that is read again when it has changed. Keeps the last content that could be parsed.
+
+    `copy` is where it is kept over a restart, None for nowhere.
+    """
+
+    def __init__(self, path: Path, parse, copy: Path | None) -> None:
         self.path = path
         self.content: dict | None = None
         self.error: str | None = None
+        self.missing = False
         self._parse = parse
+        self._copy = copy
         self._seen: tuple | None = None
+        self._unsaved: bytes | None = None
 
     def refresh(self) -> bool:
         """Read the file if it has changed; return whether there is new content."""
@@ -293,16 +353,40 @@ class WatchedFile:
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen == self._seen:
                 return False
-            content = self._parse(self.path.read_bytes())
+            text = self.path.read_bytes()
+            content = self._parse(text)
         except (OSError, ValueError) as error:
             # Not marked as seen: what could not be read is tried again at the next look.
             self._seen = None
+            self.missing = isinstance(error, FileNotFoundError)
+            recalled = self.content is None and self._recall()
             reason = error.strerror if isinstance(error, OSError) else error
             kept = f"keeping generation {self.content['generation']}" if self.content else "nothing to keep"
             self.error = f"{self.path.name}: {reason}; {kept}"
-            return False
-        self._seen, self.content, self.error = seen, content, None
+            return recalled
+        self._seen, self.content, self.error, self._unsaved = seen, content, None, text
+        self.missing = False
         return True
+
+    def _recall(self) -> bool:
+        if self._copy is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.content = self._parse(self._copy.read_bytes())
+        return self.content is not None
+
+    def save(self) -> None:
+        """Copy the content, which has been applied, for a worker that starts when the file is broken or gone."""
+        if self._unsaved is None or self._copy is None:
+            return
+        # Other workers write the same. What cannot be written is tried again at the next look.
+        with contextlib.suppress(OSError):
+            if not self._copy.exists() or self._copy.read_bytes() != self._unsaved:
+                self._copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                temporary = self._copy.with_suffix(f".{os.getpid()}")
+                with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+                    stream.write(self._unsaved)
+                temporary.replace(self._copy)
+            self._unsaved = None
 
 
 class Registry(CustomLogger):
@@ -318,7 +402,7 @@ class Registry(CustomLogger):
         self.stopped: set[str] = set()
         self.advised: set[str] = set()
         self.rejected: dict[str, str] = {}
-        # Those that sent pages instead of streams, to the time until which they are avoided.
+        # Those that answered as something else than LM Studio, to the time until which they are avoided.
         self.unfit: dict[str, float] = {}
         self.workers = int(os.environ.get("LMFLEET_WORKERS", "1"))
         self.facts = Facts({}, self.workers)
@@ -331,7 +415,10 @@ class Registry(CustomLogger):
         if folder:
             self._folder = Path(folder)
             self._report_path = self._folder / "applied" / f"{os.getpid()}.json"
-            self._deployments = WatchedFile(self._folder / "deployments.json", parse_deployments)
+            self._copies = self._folder / "applied" / "kept"
+            self._deployments = WatchedFile(
+                self._folder / "deployments.json", parse_deployments, self._copies / "deployments.json"
+            )
             self._pause_files: dict[str, WatchedFile] = {}
             # Kept in an attribute: the event loop itself holds tasks only weakly.
             self._task = asyncio.get_running_loop().create_task(self._follow())
@@ -358,10 +445,12 @@ class Registry(CustomLogger):
     ):
         """Say plainly that the backends are to blame, and when to come back (LiteLLM's hook)."""
         status = getattr(original_exception, "status_code", None)
-        if request_data.get("model") not in self.facts.modes or status not in BACKEND_FAULTS:
+        attempt = _attempt.get()
+        stranger = attempt is not None and attempt.stranger
+        if request_data.get("model") not in self.facts.modes or (status not in BACKEND_FAULTS and not stranger):
             return None
         self.outcomes.failed_requests += 1
-        self._failed(_attempt.get())  # in the middle of a stream nobody has said so yet
+        self._failed(attempt)  # in the middle of a stream nobody has said so yet
         wait = getattr(original_exception, "cooldown_time", None) or getattr(self._router(), "cooldown_time", None)
         headers = {"Retry-After": str(max(1, math.ceil(wait or 1)))}
         return HTTPException(429 if status == 429 else 503, str(original_exception), headers)
@@ -371,11 +460,9 @@ class Registry(CustomLogger):
         for again in range(ASKED_ANEW + 1):
             if not is_page(response):
                 break
-            wait = getattr(self._router(), "cooldown_time", None) or 1
             deployment = response._hidden_params.get("model_id")
-            if deployment:
-                self.unfit[deployment] = time.monotonic() + wait
-                self.outcomes.note(deployment, failed=1)
+            wait = self._avoid(deployment)
+            self.outcomes.note(deployment, failed=1)
             verbose_proxy_logger.warning("lmfleet: %s answered with a page instead of a stream", deployment)
             if again == ASKED_ANEW or not request_data.get("messages"):
                 headers = {"Retry-After": str(max(1, math.ceil(wait)))}
@@ -388,6 +475,13 @@ class Registry(CustomLogger):
                 self.outcomes.note(attempt.deployment, streams=1, first_token_seconds=first_token)
             attempt = None
             yield chunk
+
+    def _avoid(self, deployment: str | None) -> float:
+        """Prefer all others for a while; return how long, in seconds."""
+        wait = getattr(self._router(), "cooldown_time", None) or 1
+        if deployment is not None:
+            self.unfit[deployment] = time.monotonic() + wait
+        return wait
 
     async def async_filter_deployments(
         self, model, healthy_deployments, messages, request_kwargs=None, parent_otel_span=None
@@ -455,7 +549,13 @@ class Registry(CustomLogger):
 
     async def async_post_call_failure_deployment_hook(self, request_data, exception, call_type, fallback_depth=None):
         """Note the end of an attempt that failed (LiteLLM's hook)."""
-        self._failed(_attempt.get(), getattr(exception, "status_code", None))
+        attempt, status = _attempt.get(), getattr(exception, "status_code", None)
+        if attempt is not None:
+            attempt.stranger = is_stranger(status)
+            if attempt.stranger:
+                # For some of these LiteLLM has no cooldown.
+                self._avoid(attempt.deployment)
+        self._failed(attempt, status)
 
     def _failed(self, attempt: Attempt | None, status: int | None = None) -> None:
         if attempt is not None and status not in CLIENT_FAULTS:
@@ -507,15 +607,18 @@ class Registry(CustomLogger):
     async def _refresh(self, router) -> bool:
         # Pauses first: a deployment that is added paused must not get a request in between.
         changed = self._refresh_pauses()
-        before = self.stopped
+        stopped, advised = self.stopped, self.advised
         self.stopped, self.advised = paused_now(self.pauses, time.time())
-        await self._trust(router, before - self.stopped)
+        self.rotation.forget((stopped | advised) - self.stopped - self.advised)
+        await self._trust(router, stopped - self.stopped)
         if self._deployments.refresh():
             self._pending = self._deployments.content
         if self._pending:
             await self._apply(router, self._pending)
             self._pending = None
             changed = True
+        for file in (self._deployments, *self._pause_files.values()):
+            file.save()
         return changed
 
     async def _trust(self, router, deployments: set[str]) -> None:
@@ -528,14 +631,24 @@ class Registry(CustomLogger):
                 await store.async_delete_cache(cooldowns.get_cooldown_cache_key(deployment))
 
     def _refresh_pauses(self) -> bool:
-        with contextlib.suppress(OSError):
-            for path in (self._folder / "paused").glob("*.json"):
-                if path.stem not in self._pause_files and not path.name.startswith("."):
-                    self._pause_files[path.stem] = WatchedFile(path, parse_pauses)
+        for folder in (self._folder, self._copies):
+            with contextlib.suppress(OSError):
+                for path in (folder / "paused").glob("*.json"):
+                    if path.stem not in self._pause_files and not path.name.startswith("."):
+                        self._watch_pauses(path.stem)
         changed = [owner for owner, file in self._pause_files.items() if file.refresh()]
         for owner in changed:
             self.pauses[owner] = self._pause_files[owner].content["paused"]
+        if ADVISORY_OWNER in self._pause_files and self._pause_files[ADVISORY_OWNER].missing:
+            del self._pause_files[ADVISORY_OWNER]
+            self.pauses.pop(ADVISORY_OWNER, None)
         return bool(changed)
+
+    def _watch_pauses(self, owner: str) -> None:
+        name = f"paused/{owner}.json"
+        # Advice is renewed all the time: it is not worth a copy.
+        copy = None if owner == ADVISORY_OWNER else self._copies / name
+        self._pause_files[owner] = WatchedFile(self._folder / name, parse_pauses, copy)
 
     async def _apply(self, router, document: dict) -> None:
         wanted: dict[str, dict] = document["deployments"]
@@ -578,7 +691,10 @@ class Registry(CustomLogger):
             name: own + [{group: groups[group][name]} for group in sorted(groups) if groups[group].get(name)]
             for name, own in self._own_fallbacks.items()
         }
-        router.update_settings(**settings)
+        # LiteLLM asks nobody else after 404, unless there is a policy for it: a backend's address may be another's now.
+        policy = getattr(router, "retry_policy", None)
+        own = policy.model_dump(exclude_none=True) if policy else {}
+        router.update_settings(**settings, retry_policy={"NotFoundErrorRetries": router.num_retries, **own})
 
     def _upsert(self, router, deployment_id: str, raw: dict) -> str | None:
         if deployment_id not in self._applied and router.get_deployment(model_id=deployment_id) is not None:
@@ -624,12 +740,16 @@ class Registry(CustomLogger):
             "error": "; ".join(self._errors()) or None,
         }
         self._report_path.parent.mkdir(parents=True, exist_ok=True)
-        for other in self._report_path.parent.glob("*.json"):
-            if other.stem.isdigit() and not _alive(int(other.stem)):
-                other.unlink(missing_ok=True)
         temporary = self._report_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(report), encoding="utf-8")
         temporary.replace(self._report_path)
+        for other in self._report_path.parent.glob("*.json"):
+            if other.stem.isdigit() and (not _alive(int(other.stem)) or _age(other) > REPORT_SECONDS):
+                other.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def _alive(pid: int) -> bool:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import registry_documents
+
 PLUGIN = Path(__file__).resolve().parents[3] / "roles" / "litellm" / "files" / "lmfleet_registry.py"
 
 
@@ -46,6 +48,7 @@ class FakeRouter:
         self.calls = []
         self.fallbacks = [{"own": ["x"]}]
         self.context_window_fallbacks = None
+        self.num_retries, self.retry_policy = 2, None
         self.cooldown_cache = FakeCooldowns()
 
     def get_deployment(self, model_id):
@@ -57,7 +60,8 @@ class FakeRouter:
             self.deployments[deployment.model_info["id"]] = deployment
 
     def update_settings(self, **settings):
-        vars(self).update(settings)
+        policy = settings.pop("retry_policy")
+        vars(self).update(settings, retry_policy=types.SimpleNamespace(model_dump=lambda exclude_none: policy))
 
     def delete_deployment(self, id):
         self.calls.append(f"-{id}")
@@ -173,20 +177,36 @@ class TestRotation:
         assert [choose(registry, three)[0] for _turn in range(4)] == ["near", "next", "near", "next"]
         assert choose(registry, three, _target_order=2) == ["far"]
 
-    def test_who_was_away_catches_up_two_turns_at_most(self, plugin):
+    @pytest.mark.parametrize("away", "abcd")
+    @pytest.mark.parametrize("before", range(4))
+    @pytest.mark.parametrize("meanwhile", [1, 2, 3, 40])
+    @pytest.mark.parametrize("new", [False, True])
+    def test_from_the_end_of_a_pause_on_counts_differ_by_at_most_one(self, plugin, away, before, meanwhile, new):
+        registry, four = plugin.Registry(None), [candidate(name, weight=3) for name in "abcd"]
+        three = [one for one in four if ids([one]) != [away]]
+        for _turn in range(before):
+            choose(registry, three if new else four)
+        for _turn in range(meanwhile):
+            choose(registry, three)
+        if not new:
+            registry.rotation.forget({away})
+        picks = [choose(registry, four)[0] for _turn in range(12)]
+        for end in range(1, 13):
+            counts = Counter({name: picks[:end].count(name) for name in "abcd"})
+            assert max(counts.values()) - min(counts.values()) <= 1, picks
+
+    def test_who_was_passed_over_once_catches_up(self, plugin):
+        registry, a, b = plugin.Registry(None), candidate("a"), candidate("b")
+        there = [[a, b], [a, b], [a, b], [a], [a, b], [a, b], [a, b]]
+        assert [choose(registry, candidates)[0] for candidates in there] == ["a", "b", "a", "a", "b", "b", "a"]
+
+    @pytest.mark.parametrize("turns", [3, 20])
+    def test_who_was_away_for_longer_is_owed_nothing(self, plugin, turns):
         registry, a, b = plugin.Registry(None), candidate("a"), candidate("b")
         choose(registry, [a, b])
-        for _turn in range(20):
+        for _turn in range(turns):
             choose(registry, [a])
-        counts = Counter(choose(registry, [a, b])[0] for _turn in range(20))
-        assert counts["b"] - counts["a"] in (2, 3, 4)
-
-    def test_who_is_new_is_not_flooded(self, plugin):
-        registry, three = plugin.Registry(None), [candidate(name) for name in "abc"]
-        for _turn in range(20):
-            choose(registry, three[:2])
-        counts = Counter(choose(registry, three)[0] for _turn in range(30))
-        assert max(counts.values()) - min(counts.values()) <= 1
+        assert [choose(registry, [a, b])[0] for _turn in range(5)] == ["b", "a", "b", "a", "b"]
 
     def test_shuffle_leaves_the_choice_to_litellm(self, plugin):
         registry = plugin.Registry(None)
@@ -445,18 +465,7 @@ class TestFollowing:
         assert list(files.report()["rejected"]) == ["b"]
         assert files.report()["deployments"] == ["a"]
 
-    @pytest.mark.parametrize(
-        "broken",
-        [
-            "",
-            '{"format": 1, "gener',
-            "[]",
-            json.dumps({**document(2), "routing": "x"}),
-            json.dumps(document(2, {})),
-            json.dumps(document(2, groups=["g"])),
-            json.dumps(document(2, candidate("x"), candidate("x"))),
-        ],
-    )
+    @pytest.mark.parametrize("broken", ["", '{"format": 1, "gener', "{}"])
     def test_it_keeps_the_last_good_state_over_a_broken_file(self, files, router, broken, caplog):
         async def scenario(_registry, until):
             files.write("deployments.json", document(1, candidate("a")))
@@ -486,6 +495,67 @@ class TestFollowing:
 
         files.follow(scenario)
         assert list(router.deployments) == ["a"]
+
+    @pytest.mark.parametrize("broken", ["{", "{}", None])
+    def test_a_worker_that_starts_begins_with_what_others_kept(self, files, router, broken):
+        operator = {"format": 1, "generation": 2, "paused": {"a": {}}}
+
+        async def apply(_registry, until):
+            files.write("deployments.json", document(1, candidate("a")))
+            files.write("paused/operator.json", operator)
+            files.write("paused/guard.json", {**operator, "generation": 7})
+            await until(lambda r: r["generation"] == 1 and len(r["paused_generations"]) == 2)
+
+        async def begin(registry, until):
+            await until(lambda r: r["generation"] == 1 and r["paused_generations"] == {"operator": 2})
+            assert registry.stopped == {"a"}
+            error = files.report()["error"]
+            for name, generation in (("deployments", 1), ("operator", 2)):
+                assert f"{name}.json: " in error
+                assert f"keeping generation {generation}" in error
+            files.write("deployments.json", document(3))
+            files.write("paused/operator.json", {**operator, "generation": 4, "paused": {}})
+            await until(lambda r: r["generation"] == 3 and r["paused_generations"] == {"operator": 4})
+            assert registry.stopped == set()
+
+        async def begin_empty(_registry, until):
+            await until(lambda r: r["generation"] == 3 and not r["error"])
+
+        files.follow(apply)
+        kept = sorted(path for path in (files.folder / "applied" / "kept").rglob("*") if path.is_file())
+        assert [path.name for path in kept] == ["deployments.json", "operator.json"]
+        assert [path.stat().st_mode & 0o077 for path in kept] == [0, 0]
+        for name in ("deployments.json", "paused/operator.json", "paused/guard.json"):
+            if broken is None or "guard" in name:
+                (files.folder / name).unlink()
+            else:
+                files.write(name, broken)
+        router.deployments.clear()
+        files.follow(begin)
+        assert "a" in router.calls
+        # What is empty on purpose is empty.
+        files.follow(begin_empty)
+        assert router.deployments == {}
+
+    def test_what_could_not_be_applied_is_not_kept(self, files, router):
+        async def scenario(_registry, until):
+            router.update_settings = lambda **_settings: 1 / 0
+            files.write("deployments.json", document(1, candidate("a")))
+            await until(lambda r: r["error"] and "ZeroDivisionError" in r["error"])
+
+        files.follow(scenario)
+        assert not (files.folder / "applied" / "kept").exists()
+
+    def test_advice_may_go(self, files, router):
+        async def scenario(registry, until):
+            files.write("paused/guard.json", {"format": 1, "generation": 2, "paused": {"a": {}}})
+            await until(lambda r: r["paused_generations"] == {"guard": 2})
+            (files.folder / "paused" / "guard.json").unlink()
+            await until(lambda r: r["paused_generations"] == {})
+            assert "guard" not in files.report()["error"]
+            assert registry.advised == set()
+
+        files.follow(scenario)
 
     def test_a_file_that_comes_back_is_no_error_any_more(self, files, router):
         path, aside = files.folder / "deployments.json", files.folder / "aside"
@@ -555,16 +625,41 @@ class TestFollowing:
         async def scenario(_registry, until):
             await until(lambda r: True)
             dead = files.folder / "applied" / "4194999.json"
-            dead.write_text("{}")
+            # As after a boot: the process id belongs to somebody else now.
+            old = files.folder / "applied" / f"{os.getppid()}.json"
+            live = files.folder / "applied" / "1.json"
+            for path in (dead, old, live):
+                path.write_text("{}")
+            os.utime(old, (time.time() - 61,) * 2)
             at = files.report()["at"]
-            await until(lambda r: r["at"] > at)
-            assert not dead.exists()
+            await until(lambda r: r["at"] > at and not dead.exists() and not old.exists())
+            assert live.exists()
 
         files.follow(scenario)
 
     def test_without_a_folder_it_does_nothing(self, plugin, tmp_path):
         assert plugin.registry.pauses == {}
         assert not hasattr(plugin.registry, "_task")
+
+
+class TestRules:
+    @pytest.mark.parametrize("name", registry_documents.DEPLOYMENTS)
+    def test_whole_deployments(self, plugin, name):
+        assert plugin.parse_deployments(registry_documents.DEPLOYMENTS[name].encode())["generation"] == 2
+
+    @pytest.mark.parametrize("name", registry_documents.BROKEN_DEPLOYMENTS)
+    def test_broken_deployments(self, plugin, name):
+        with pytest.raises(ValueError, match=r"\w"):
+            plugin.parse_deployments(registry_documents.BROKEN_DEPLOYMENTS[name].encode())
+
+    @pytest.mark.parametrize("name", registry_documents.PAUSES)
+    def test_whole_pauses(self, plugin, name):
+        assert plugin.parse_pauses(registry_documents.PAUSES[name].encode())["generation"] == 2
+
+    @pytest.mark.parametrize("name", registry_documents.BROKEN_PAUSES)
+    def test_broken_pauses(self, plugin, name):
+        with pytest.raises(ValueError, match=r"\w"):
+            plugin.parse_pauses(registry_documents.BROKEN_PAUSES[name].encode())
 
 
 class Stream:
@@ -630,6 +725,66 @@ def test_what_a_client_gets_wrong_is_no_fault_of_a_backend(plugin):
     assert registry.outcomes.report()["deployments"] == {}
     asyncio.run(fail(BrokenError()))
     assert registry.outcomes.report()["deployments"] == {"a": {"failed": 1}}
+
+
+class StatusError(Exception):
+    def __init__(self, status_code):
+        super().__init__(f"answered {status_code}")
+        self.status_code = status_code
+
+
+class TestStrangers:
+    @pytest.fixture
+    def fail(self, plugin, router):
+        """Return a function: the registry and what the client gets, when its last try ended with these."""
+
+        def fail(at_deployment, at_last=None):
+            async def run():
+                await registry.async_pre_call_hook(None, None, {"model": "g"}, "acompletion")
+                registry.load.begin(plugin._attempt.get(), "a")
+                await registry.async_post_call_failure_deployment_hook({}, StatusError(at_deployment), None)
+                return await registry.async_post_call_failure_hook(
+                    {"model": "g"}, StatusError(at_last or at_deployment), None
+                )
+
+            registry = plugin.Registry(None)
+            declare(plugin, registry, candidate("a"))
+            return registry, asyncio.run(run())
+
+        return fail
+
+    @pytest.mark.parametrize("status", [401, 403, 404, 405, 410])
+    def test_another_program_is_the_fault_of_the_backend(self, fail, status):
+        registry, told = fail(status)
+        assert told.status_code == 503
+        assert registry._open(["a", "b"]) == ["b"], "it is avoided for a while"
+        assert registry.outcomes.report() == {"failed_requests": 1, "deployments": {"a": {"failed": 1}}}
+
+    @pytest.mark.parametrize("status", [400, 413, 422])
+    def test_what_a_client_gets_wrong_is_not(self, fail, status):
+        registry, told = fail(status)
+        assert told is None
+        assert registry._open(["a", "b"]) == ["a", "b"]
+
+    def test_a_wrong_key_stays_one(self, plugin):
+        registry = plugin.Registry(None)
+        declare(plugin, registry, candidate("a"))
+        hook = registry.async_post_call_failure_hook
+        assert asyncio.run(hook({"model": "g"}, StatusError(401), None)) is None
+
+    def test_litellm_is_to_ask_another_one(self, files, router):
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a")))
+            await until(lambda r: r["generation"] == 1)
+            assert router.retry_policy.model_dump(exclude_none=True) == {"NotFoundErrorRetries": 2}
+            # Unless the gateway's own settings say how often.
+            router.update_settings(retry_policy={"NotFoundErrorRetries": 1, "TimeoutErrorRetries": 4})
+            files.write("deployments.json", document(2))
+            await until(lambda r: r["generation"] == 2)
+            policy = router.retry_policy.model_dump(exclude_none=True)
+            assert policy == {"NotFoundErrorRetries": 1, "TimeoutErrorRetries": 4}
+
+        files.follow(scenario)
 
 
 def test_a_page_instead_of_a_stream_is_asked_for_anew_elsewhere(plugin, router):

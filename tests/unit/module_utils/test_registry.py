@@ -10,6 +10,8 @@ import stat
 import pytest
 from ansible_collections.lmfleet.mac.plugins.module_utils import _registry as registry
 
+import registry_documents
+
 NOW = 1000.0
 EMPTY = registry.State(0, None, None, None, {})
 
@@ -45,6 +47,7 @@ def worker(**changes):
         "in_flight": {},
         "started_at": 0.0,
         "outcomes": {},
+        "run": "1",
     }
     return registry.Worker(**{**values, **changes})
 
@@ -148,15 +151,31 @@ class TestPauses:
         assert (planned.added, planned.changed, planned.removed) == ([], [], ["c"])
         assert registry.fleet_problems(kept, planned.state.deployments, None, state) == []
 
+    def test_what_is_gone_is_paused_no_more(self):
+        state = state_with("a", "b", pauses={"rollout": ["a", "gone"], "operator": ["gone"]})
+        asked = registry.without_unknown(pausing("rollout"), ["a"], state)
+        planned = plan([deployment("a")], state, asked=asked)
+        assert list(planned.files["paused/rollout.json"]["paused"]) == ["a"]
+        assert list(planned.state.pauses["operator"]["paused"]) == ["gone"]
+        assert registry.without_unknown(pausing("guard"), ["a"], state).resume == []
+
     def test_the_same_again_changes_nothing(self):
         assert self.after(pausing("guard", pause=["a"], reason="r"), "a", guard=["a"])[1] is None
 
     def test_a_new_reason_is_told(self):
         assert self.after(pausing(pause=["a"]), "a", operator=["a"])[1] == {"a": {"reason": "why", "since": 1.0}}
 
-    def test_an_end_counts_from_the_beginning(self):
+    def test_an_end_counts_from_when_it_was_asked_for(self):
+        planned, paused = self.after(pausing(pause=["a"], expire_after=60), "a", operator=["a"])
+        assert paused == {"a": {"reason": "why", "since": 1.0, "until": NOW + 60, "expire_after": 60}}
+        again = registry.plan(None, None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 30)
+        assert again.files == {}
+        other = registry.plan(None, None, None, pausing(pause=["a"], expire_after=40), planned.state, NOW + 30)
+        assert other.state.pauses["operator"]["paused"]["a"]["until"] == NOW + 70
+
+    def test_an_end_stays_and_goes(self):
         planned, paused = self.after(pausing(pause=["a"], expire_after=60), "a")
-        assert paused == {"a": {"reason": "why", "since": NOW, "until": NOW + 60}}
+        assert paused["a"]["until"] == NOW + 60
         again = registry.plan(None, None, None, pausing(pause=["a"], expire_after=60), planned.state, NOW + 30)
         assert again.files == {}
         kept = registry.plan(None, None, None, pausing(pause=["a"]), planned.state, NOW + 30)
@@ -251,6 +270,25 @@ class TestWaiting:
             [worker(), worker(generation=3)], state_with("a"), 2
         )
 
+    def test_somebody_has_written_again_meanwhile(self):
+        state = state_with("a", generation=3)
+        assert registry.waiting_for([worker(generation=4)], state, None) == ""
+        refused = worker(rejected={"a": "no such provider", "of the other": "x"})
+        assert registry.rejections([refused], state) == ["the gateway refused the deployment a: no such provider"]
+
+    def test_one_that_has_applied_nothing(self):
+        assert "1 of the gateway's 1 workers" in registry.waiting_for([worker(generation=None)], state_with("a"), None)
+        assert registry.waiting_for([worker(generation=None)], EMPTY, None) == ""
+
+    def test_a_former_start_may_have_any_number_but_must_follow(self):
+        old = worker(workers=4, run="old", started_at=1.0)
+        new = [worker(pid=pid, workers=2, run="new", started_at=2.0) for pid in (2, 3)]
+        assert registry.waiting_for([old, *new], state_with("a"), None) == ""
+        missing = registry.waiting_for([old, new[0]], state_with("a"), None)
+        assert missing == "2 of the gateway's workers to report, and 1 did"
+        behind = registry.waiting_for([old._replace(generation=3), *new], state_with("a"), None)
+        assert behind == "1 of the gateway's 3 workers to apply it"
+
     def test_an_old_report_does_not_count(self):
         assert registry.waiting_for([worker(age=60.0)], state_with("a"), None) != ""
 
@@ -258,7 +296,7 @@ class TestWaiting:
         state = state_with("a", pauses={"guard": ["a"]})
         assert registry.waiting_for([worker()], state, None) != ""
         assert registry.waiting_for([worker(paused_generations={"guard": 3})], state, None) == ""
-        # The guard has renewed its pauses since.
+        # Somebody has written again since.
         assert registry.waiting_for([worker(paused_generations={"guard": 4})], state, None) == ""
         assert registry.waiting_for([worker(paused_generations={"guard": 2})], state, None) != ""
 
@@ -282,11 +320,11 @@ class TestFiles:
         return there
 
     def test_what_a_change_replaced_can_be_put_back(self, files):
-        files.write(plan([deployment("a", api_key="old"), deployment("b")], EMPTY).files)
-        files.write(plan([deployment("a", api_key="new"), deployment("b"), deployment("c")], files.read()).files)
+        files.write(plan([deployment("a", api_key="old"), deployment("b")], EMPTY))
+        files.write(plan([deployment("a", api_key="new"), deployment("b"), deployment("c")], files.read()))
         back = plan([{"id": name, "state": "former"} for name in "abc"], files.read())
         assert back.changed == ["a"]
-        files.write(back.files)
+        files.write(back)
         assert files.read().deployments["a"]["litellm_params"]["api_key"] == "old"
         assert stat.S_IMODE(os.stat(os.path.join(files.folder, "former.json")).st_mode) == 0o600
         again = plan([{"id": "a", "state": "former"}], files.read(), purge=False)
@@ -294,36 +332,110 @@ class TestFiles:
 
     def test_what_is_written_is_read(self, files):
         planned = plan([deployment("a")], EMPTY, asked=pausing(pause=["a"]))
-        files.write(planned.files)
+        files.write(planned)
         assert files.read() == planned.state
 
     def test_only_the_user_may_read(self, files):
-        files.write(plan([deployment("a", api_key="t")], EMPTY).files)
+        files.write(plan([deployment("a", api_key="t")], EMPTY))
         assert stat.S_IMODE(os.stat(os.path.join(files.folder, "deployments.json")).st_mode) == 0o600
         assert stat.S_IMODE(os.stat(files.folder).st_mode) == 0o700
 
-    @pytest.mark.parametrize(
-        "text", ["", '{"format": 1, "gen', "[]", '{"format": 2}', '{"format": 1, "generation": 1, "deployments": [{}]}']
-    )
-    def test_a_broken_file_is_written_anew_with_a_generation_of_its_own(self, files, text):
-        report = {
-            "format": 1,
-            "pid": os.getpid(),
-            "at": 0,
-            "generation": 7,
-            "paused_generations": {"guard": 9},
-            "workers": 1,
-        }
-        with open(os.path.join(files.folder, "applied", "1.json"), "w") as stream:
-            json.dump({**report, "rejected": {}, "error": None}, stream)
-        with open(os.path.join(files.folder, "deployments.json"), "w") as stream:
+    def put(self, files, name, text):
+        path = os.path.join(files.folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as stream:
             stream.write(text)
+
+    def test_a_broken_file_is_written_anew_with_a_generation_of_its_own(self, files):
+        report = {"format": 1, "pid": os.getpid(), "at": 0, "generation": 7, "paused_generations": {"guard": 9}}
+        self.put(files, "applied/1.json", json.dumps({**report, "workers": 1, "rejected": {}, "error": None}))
+        self.put(files, "deployments.json", "{")
         state = files.read()
         assert (state.deployments, state.broken) == (None, ("deployments.json",))
         assert plan([deployment("a")], state).files["deployments.json"]["generation"] == 10
 
+    @pytest.mark.parametrize("name", registry_documents.BROKEN_DEPLOYMENTS)
+    def test_broken_deployments(self, files, name):
+        self.put(files, "deployments.json", registry_documents.BROKEN_DEPLOYMENTS[name])
+        assert (files.read().deployments, files.read().broken) == (None, ("deployments.json",))
+        assert files.deployments() == (None, False)
+
+    @pytest.mark.parametrize("name", registry_documents.DEPLOYMENTS)
+    def test_whole_deployments(self, files, name):
+        self.put(files, "deployments.json", registry_documents.DEPLOYMENTS[name])
+        state = files.read()
+        assert (state.deployments_generation, state.broken) == (2, ())
+        registry.describe(state)
+
+    @pytest.mark.parametrize("name", registry_documents.BROKEN_PAUSES)
+    def test_broken_pauses(self, files, name):
+        self.put(files, "paused/operator.json", registry_documents.BROKEN_PAUSES[name])
+        assert (files.read().pauses, files.read().broken) == ({}, ("paused/operator.json",))
+
+    @pytest.mark.parametrize("name", registry_documents.PAUSES)
+    def test_whole_pauses(self, files, name):
+        self.put(files, "paused/operator.json", registry_documents.PAUSES[name])
+        state = files.read()
+        assert (state.pauses["operator"]["generation"], state.broken) == (2, ())
+        registry.paused_by(state, NOW)
+
+    @pytest.mark.parametrize("text", ["{", None])
+    def test_what_the_workers_keep_of_it_is_what_there_is(self, files, text):
+        files.write(plan([deployment("a"), deployment("b")], EMPTY, asked=pausing(pause=["a"])))
+        whole = files.read()
+        for name in ("deployments.json", "paused/operator.json"):
+            path = os.path.join(files.folder, name)
+            with open(path) as stream:
+                self.put(files, f"applied/kept/{name}", stream.read())
+            if text is None:
+                os.unlink(path)
+            else:
+                self.put(files, name, text)
+        state = files.read()
+        assert state == whole._replace(broken=("deployments.json", "paused/operator.json"))
+        assert registry.fleet_problems([], state.deployments, pausing(pause=["b"]), state) == []
+        mended = plan(None, state, asked=pausing(pause=["b"]))
+        assert mended.state.broken == ()
+        files.write(mended)
+        assert files.read() == mended.state
+        assert sorted(registry.paused_by(files.read(), NOW)) == ["a", "b"]
+
+    def test_what_was_never_there_is_not_broken(self, files):
+        assert files.read() == EMPTY
+
+    @pytest.mark.parametrize("name", ["deployments.json", "former.json", "paused/operator.json"])
+    def test_what_cannot_be_read_is_named(self, files, name):
+        files.write(plan([], EMPTY))
+        path = os.path.join(files.folder, name)
+        if os.path.exists(path):
+            os.unlink(path)
+        os.mkdir(path)
+        with pytest.raises(registry.RegistryError, match="cannot be read") as caught:
+            files.read()
+        assert str(caught.value).startswith(path)
+
+    def test_pauses_are_set_before_the_deployments_change_and_lifted_after(self, files, monkeypatch):
+        files.write(plan([deployment("a"), deployment("b")], EMPTY, asked=pausing(pause=["a"])))
+        written = []
+
+        def note(path, text, mode):
+            document = json.loads(text)
+            written.append((os.path.basename(path), sorted(document.get("paused", ())), document["generation"]))
+
+        monkeypatch.setattr(registry, "atomic_write", note)
+        moved = [deployment(name, api_base="http://other:1234/v1") for name in "abc"]
+        files.write(plan(moved, files.read(), asked=pausing(pause=["c"], resume=["a"])))
+        written = [entry for entry in written if entry[0] != "former.json"]
+        assert written == [("operator.json", ["a", "c"], 1), ("deployments.json", [], 2), ("operator.json", ["c"], 2)]
+
+    @pytest.mark.parametrize(("age", "there"), [(59, 1), (61, 0)])
+    def test_a_report_of_long_ago_is_of_no_worker(self, files, age, there):
+        report = {"format": 1, "pid": os.getpid(), "at": NOW - age, "generation": 7, "paused_generations": {}}
+        self.put(files, "applied/1.json", json.dumps({**report, "workers": 1, "rejected": {}, "error": None}))
+        assert len(files.workers(NOW)) == there
+
     def test_a_file_of_former_times_gets_a_generation_that_no_worker_knows(self, files):
-        files.write(plan([deployment("a")], EMPTY).files)
+        files.write(plan([deployment("a")], EMPTY))
         report = {"format": 1, "pid": os.getpid(), "at": 0, "generation": 7, "paused_generations": {}, "workers": 1}
         with open(os.path.join(files.folder, "applied", "1.json"), "w") as stream:
             json.dump({**report, "rejected": {}, "error": None}, stream)

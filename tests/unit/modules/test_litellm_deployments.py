@@ -146,6 +146,41 @@ def test_broken_pauses_are_not_lifted_by_accident(run, folder):
 
 
 @pytest.mark.usefixtures("worker")
+def test_a_pause_of_what_is_gone_goes(run):
+    run(deployments=[A, B])
+    run(deployments=paused("b"), owner="rollout")
+    run(deployments=paused("b"), owner="operator")
+    result = run(deployments=[A], purge=True, owner="rollout")
+    assert (owners(result), list(result["resumed"])) == ({"b": ["operator"]}, ["b"])
+
+
+def test_a_second_run_that_writes_meanwhile_does_not_hold_up_the_first(run, folder, monkeypatch):
+    class Both(litellm_deployments.Registry):
+        def write(self, planned):
+            super().write(planned)
+            later = self.read()
+            wanted = litellm_deployments.wanted_entries([B], False, later)
+            super().write(litellm_deployments.plan(wanted, None, None, None, later, time.time()))
+
+    monkeypatch.setattr(litellm_deployments, "Registry", Both)
+    worker = Worker(folder)
+    try:
+        result = run(deployments=[A], timeout=5)
+    finally:
+        worker.stop()
+    assert not result.get("failed")
+    assert sorted(Both(str(folder)).read().deployments) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["deployments.json", "paused/operator.json"])
+def test_what_cannot_be_read_is_named_with_a_cure(run, folder, name):
+    (folder / name).mkdir(parents=True)
+    message = run(deployments=[A])["msg"]
+    assert message.startswith(f"{folder}/{name} cannot be read (Is a directory).")
+    assert "move it away, and run again" in message
+
+
+@pytest.mark.usefixtures("worker")
 def test_states_pause_for_the_owner(run):
     assert owners(run(deployments=[{**A, "state": "paused"}, B], owner="operator")) == {"a": ["operator"]}
     assert owners(run(deployments=[A, B])) == {"a": ["operator"]}

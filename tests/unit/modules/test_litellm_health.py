@@ -153,7 +153,7 @@ def test_each_worker_must_know_each_deployment(run, tmp_path):
         (tmp_path / "applied" / f"{pid}.json").write_text(json.dumps(content))
 
     (tmp_path / "applied").mkdir()
-    entries = [{"model_name": "g", "litellm_params": {}, "model_info": {"id": name}} for name in "ab"]
+    entries = [{"model_name": "g", "litellm_params": {"model": "m"}, "model_info": {"id": name}} for name in "ab"]
     document = {"format": 1, "generation": 3, "routing": "round_robin", "deployments": entries}
     (tmp_path / "deployments.json").write_text(json.dumps(document))
     report(os.getpid(), "a", "b")
@@ -167,9 +167,34 @@ def test_each_worker_must_know_each_deployment(run, tmp_path):
     assert result["workers"][0]["in_flight"] == {"a": 1}
 
 
+@pytest.mark.parametrize("age", [30, 3600])
+def test_a_report_of_long_ago_is_of_no_worker(run, tmp_path, age):
+    """After a boot its process id belongs to somebody else."""
+    (tmp_path / "applied").mkdir()
+    for pid, seconds in ((os.getpid(), -60), (os.getppid(), age)):
+        content = {"format": 1, "pid": pid, "at": time.time() - seconds, "generation": 3, "paused_generations": {}}
+        content.update(workers=1, rejected={}, error=None)
+        (tmp_path / "applied" / f"{pid}.json").write_text(json.dumps(content))
+    result = run(registry=str(tmp_path), idle=["a"], timeout=0.1)
+    assert bool(result.get("failed")) == (age < 60)
+    assert len(result["workers"]) == 1 + (age < 60)
+
+
+def test_a_registry_that_cannot_be_read_is_named(run, tmp_path):
+    (tmp_path / "deployments.json").mkdir()
+    message = run(registry=str(tmp_path))["msg"]
+    assert message.startswith(f"{tmp_path}/deployments.json cannot be read (Is a directory).")
+    assert "move it away" in message
+
+
+def test_what_is_no_http_is_no_answer(run, gateway, monkeypatch):
+    monkeypatch.setattr(Handler, "do_POST", lambda self: self.wfile.write(b"SSH-2.0\r\n"))
+    assert "no answer: SSH-2.0" in run(deployments=["chat"], master_key="sk-1")["msg"]
+
+
 def test_idle_is_what_every_worker_says_after_the_question(run, tmp_path):
     (tmp_path / "applied").mkdir()
-    entries = [{"model_name": "g", "litellm_params": {}, "model_info": {"id": "a"}}]
+    entries = [{"model_name": "g", "litellm_params": {"model": "m"}, "model_info": {"id": "a"}}]
     document = {"format": 1, "generation": 3, "routing": "round_robin", "deployments": entries}
     (tmp_path / "deployments.json").write_text(json.dumps(document))
 
@@ -194,7 +219,9 @@ def test_idle_is_what_every_worker_says_after_the_question(run, tmp_path):
 def test_a_changed_deployment_is_compared_with_the_others_of_its_group(run, tmp_path):
     (tmp_path / "applied").mkdir()
     groups = {"a": "g", "b": "g", "far": "h"}
-    entries = [{"model_name": groups[name], "litellm_params": {}, "model_info": {"id": name}} for name in groups]
+    entries = [
+        {"model_name": groups[name], "litellm_params": {"model": "m"}, "model_info": {"id": name}} for name in groups
+    ]
     document = {"format": 1, "generation": 3, "routing": "round_robin", "deployments": entries}
     (tmp_path / "deployments.json").write_text(json.dumps(document))
 
