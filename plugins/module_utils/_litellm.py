@@ -9,7 +9,7 @@ import hashlib
 import re
 import shlex
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 #: Releases with code of an attacker in them.
@@ -27,6 +27,8 @@ REDIS_VARIABLE = "LMFLEET_REDIS_URL"
 #: Written into the environment file, so that its hash says nothing about the secrets in it.
 SALT_VARIABLE = "LMFLEET_SALT"
 MARKER = ".lmfleet-complete"
+#: Touched in an installed folder when a release with it begins to serve, and when it hands over to another.
+SERVED = ".lmfleet-served"
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # In block style and in flow style; what is read from the environment at start is no secret.
@@ -111,10 +113,14 @@ def folder_name(kind: str, *parts: str) -> str:
     return kind + "-" + hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:12]
 
 
-def superfluous(venvs: Mapping[str, float], current: str, kept: int = 1) -> list[str]:
-    """Return the venvs to remove: all but `current` and the `kept` youngest others; `venvs` is name to age stamp."""
-    others = sorted((name for name in venvs if name != current), key=lambda name: venvs[name], reverse=True)
-    return sorted(others[kept:])
+def superfluous(served: Mapping[str, float], in_use: Collection[str]) -> list[str]:
+    """Return the installed folders to remove: all but those `in_use` and, to go back to, the other that served last.
+
+    `served` is the name of each to when it served, 0 for never.
+    """
+    others = sorted((name for name in served if name not in in_use), key=lambda name: served[name])
+    former = [name for name in others[-1:] if served[name]]
+    return sorted(set(others) - set(former))
 
 
 class Environment(NamedTuple):

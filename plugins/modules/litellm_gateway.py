@@ -225,6 +225,12 @@ release:
   description: Name of the release in use. In check mode the one before.
   returned: success
   type: str
+served:
+  description:
+    - Whether the runner says that it serves RV(release). Without a runner it serves nothing yet, and nobody knows
+      whether it will.
+  returned: success
+  type: bool
 fingerprint:
   description: A hash that is another one whenever the launchd job must be restarted.
   returned: success
@@ -351,19 +357,23 @@ class Gateway:
         """Return the path of a file: in the release in use, or beside the releases."""
         return self.path("current", name) if name in RELEASE else self.path(name)
 
+    def content(self, name: str) -> str | None:
+        """Return the text of a file, or None when it is absent."""
+        content = read_bytes(self.place(name))
+        return None if content is None else content.decode("utf-8", "replace")
+
     def text(self, name: str) -> str | None:
-        """Return the text of a file, or None when it is absent or has another mode than it must."""
-        path = self.place(name)
-        content = read_bytes(path)
-        if content is None or stat.S_IMODE(os.stat(path).st_mode) != MODES[name]:
+        """Return the text of a file as it must be: None also when it has another mode, so that it is written anew."""
+        content = self.content(name)
+        if content is None or stat.S_IMODE(os.stat(self.place(name)).st_mode) != MODES[name]:
             return None
-        return content.decode("utf-8", "replace")
+        return content
 
     def wanted(self) -> dict:
         """Return name to text of all files."""
-        key = self.params["master_key"] or (self.text("master_key") or "").strip() or "sk-" + secrets.token_hex(24)
+        key = self.params["master_key"] or (self.content("master_key") or "").strip() or "sk-" + secrets.token_hex(24)
         variables = self.variables(key)
-        salt = _litellm.salt_of(self.text("gateway.env")) or secrets.token_hex(16)
+        salt = _litellm.salt_of(self.content("gateway.env")) or secrets.token_hex(16)
         try:
             environment = _litellm.Environment(variables, salt).render()
         except ValueError as error:
@@ -378,7 +388,7 @@ class Gateway:
             "release.json": canonical_json(service),
             "gateway.env": environment,
             "gateway_runner.py": _ended(self.params["runner"]),
-            "client_keys.json": self.client_keys(key),
+            "client_keys.json": self.client_keys(key, self.params["master_key_grace"]),
             "master_key": key + "\n",
         }
 
@@ -393,15 +403,16 @@ class Gateway:
             variables["PYTHONPATH"] = self.path(self.database)
         return variables
 
-    def client_keys(self, key: str) -> str:
-        """Return the text of the file with the keys that clients may send."""
-        text = self.text("client_keys.json")
+    def client_keys(self, key: str, grace: float | None) -> str:
+        """Return the text of the file with the keys that clients may send; without a `grace`, none of them ends yet."""
+        text = self.content("client_keys.json")
         try:
             before = json.loads(text) if text else None
-            after = _gateway_release.keys_after(before, key, self.params["master_key_grace"], time.time())
+            if grace is None:
+                return canonical_json(_gateway_release.keys_with(before, key))
+            return canonical_json(_gateway_release.keys_after(before, key, grace, time.time()))
         except (ValueError, TypeError, KeyError, AttributeError):
-            after = _gateway_release.keys_after(None, key, 0, time.time())
-        return canonical_json(after)
+            return canonical_json(_gateway_release.keys_with(None, key))
 
     def complete(self, folder: str) -> bool:
         """Return whether a virtual environment was built to its end."""
@@ -422,26 +433,46 @@ class Gateway:
         except FileNotFoundError:
             return []
 
-    def status(self) -> _gateway_release.Status | None:
-        """Return what the runner says, or None when none runs."""
+    def runner_lives(self) -> bool:
+        """Return whether there is a process that may be the runner, whether it says something or not."""
         document = read_json(self.path("status.json"))
-        alive = False
-        if isinstance(document, dict) and isinstance(document.get("pid"), int):
-            try:
-                os.kill(document["pid"], 0)
-                alive = True
-            except OSError:
-                pass
-        return _gateway_release.live_status(document, alive, time.time())
+        if not isinstance(document, dict) or not isinstance(document.get("pid"), int):
+            return False
+        try:
+            os.kill(document["pid"], 0)
+        except OSError:
+            return False
+        return True
 
-    def venvs(self) -> dict:
-        """Return name to change time of what is there of virtual environments, whole or not."""
-        return self.folders("venv")
+    def status(self, patience: float = 0.0) -> _gateway_release.Status | None:
+        """Return what the runner says, or None when none runs.
+
+        One that has a process but has said nothing for a while gets `patience` seconds: the Mac may have just woken up.
+        """
+        give_up = time.monotonic() + patience
+        while True:
+            alive = self.runner_lives()
+            status = _gateway_release.live_status(read_json(self.path("status.json")), alive, time.time())
+            if status or not alive or time.monotonic() >= give_up:
+                return status
+            time.sleep(POLL)
+
+    def installed(self, release: str) -> set[str]:
+        """Return the names of the installed folders that a release runs with."""
+        links = (_link(self.path("releases", release, kind)) for kind in ("venv", "database"))
+        return {name for name in links if name}
 
     def folders(self, kind: str) -> dict:
-        """Return name to change time of the installed folders of one kind, whole or not."""
+        """Return the name of each installed folder of one kind, whole or not, to when it served, 0 for never."""
         names = [name for name in os.listdir(self.root) if re.fullmatch(kind + r"-[0-9a-f]{12}", name)]
-        return {name: os.stat(self.path(name)).st_mtime for name in names}
+        return {name: self.served_at(name) for name in names}
+
+    def served_at(self, folder: str) -> float:
+        """Return when an installed folder last began or ceased to serve, 0 for never."""
+        try:
+            return os.stat(self.path(folder, _litellm.SERVED)).st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     # -- changing it
 
@@ -540,6 +571,8 @@ class Gateway:
         for file, mode in RELEASE.items():
             atomic_write(os.path.join(folder, file), texts[file], mode)
         os.symlink(os.path.join("..", "..", self.venv), os.path.join(folder, "venv"))
+        if self.database:
+            os.symlink(os.path.join("..", "..", self.database), os.path.join(folder, "database"))
         self.check_config(folder, texts)
 
     def check_config(self, folder: str, texts: dict) -> None:
@@ -563,6 +596,10 @@ class Gateway:
         if checked.rc != 0:
             reason = [line for line in said.splitlines() if "config validation failed" in line]
             raise GatewayError(f"{source}: LiteLLM refuses it: {reason[-1] if reason else checked.said()[-2000:]}")
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file beside the releases."""
+        atomic_write(self.path(name), text, LASTING[name])
 
     def switch(self, name: str | None) -> None:
         """Make `current` the release `name`, in one step; None removes the link."""
@@ -589,18 +626,26 @@ class Gateway:
                 return f"the runner did not serve it within {timeout} s; last seen: {seen}"
             time.sleep(POLL)
 
+    def handed_over(self, before: str | None, name: str) -> None:
+        """Note that the release `name` serves in the place of `before`."""
+        for release in filter(None, (before, name)):
+            for folder in self.installed(release):
+                atomic_write(self.path(folder, _litellm.SERVED), "")
+
     def tidy(self) -> list[str]:
         """Remove what is not used any more, and return its names."""
         status = self.status()
-        kept = {self.current(), status.serving if status else None}
-        releases = [name for name in self.releases() if name not in kept]
-        for name in releases:
-            shutil.rmtree(self.path("releases", name), ignore_errors=True)
-        venvs = _litellm.superfluous(self.venvs(), self.venv)
-        venvs += _litellm.superfluous(self.folders("database"), self.database)
-        for name in venvs:
+        if status is None and self.runner_lives():
+            return []  # nobody knows what it runs
+        kept = {self.current(), *(status.running() if status else ())}
+        for name in self.releases():
+            if name not in kept:
+                shutil.rmtree(self.path("releases", name), ignore_errors=True)
+        in_use = {self.venv, self.database}.union(*(self.installed(name) for name in self.releases()))
+        removed = [name for kind in ("venv", "database") for name in _litellm.superfluous(self.folders(kind), in_use)]
+        for name in removed:
             shutil.rmtree(self.path(name), ignore_errors=True)
-        return venvs
+        return removed
 
 
 def _ended(text: str) -> str:
@@ -640,43 +685,45 @@ def carry_out(gateway: Gateway, texts: dict, actions: list[str]) -> None:
     if "database" in actions:
         gateway.build(gateway.database, "Prisma", gateway.install_database_client)
     if "gateway_runner.py" in actions:
-        atomic_write(gateway.path("gateway_runner.py"), texts["gateway_runner.py"], MODES["gateway_runner.py"])
+        gateway.write("gateway_runner.py", texts["gateway_runner.py"])
     if "switch" in actions:
         release(gateway, texts)
-    for name in ("client_keys.json", "master_key"):
-        if name in actions:
-            atomic_write(gateway.path(name), texts[name], MODES[name])
+    if "master_key" in actions:
+        gateway.write("master_key", texts["master_key"])
+    if "client_keys.json" in actions:
+        # The time of grace begins now, however long the installation and the trial took.
+        key = texts["master_key"].strip()
+        gateway.write("client_keys.json", gateway.client_keys(key, gateway.params["master_key_grace"]))
 
 
 def release(gateway: Gateway, texts: dict) -> None:
     """Make a release of what is wanted and have it served; the one before stays when that fails."""
-    before, keys_before = gateway.current(), gateway.text("client_keys.json")
+    before, keys_before = gateway.current(), gateway.content("client_keys.json")
+    key = texts["master_key"].strip()
     name = _gateway_release.next_name(gateway.releases())
     folder = gateway.path("releases", name)
     try:
         gateway.prepare(name, texts)
-        status = gateway.status()
+        status = gateway.status(RUNNER_GRACE)
         if status and status.serving:
             # To find out costs memory for a while, but no client a request.
             try:
-                timeout = gateway.params["service"]["start_timeout"]
-                trial(folder, gateway.root, texts["master_key"].strip(), timeout, bool(gateway.database))
+                trial(folder, gateway.root, key, gateway.params["service"]["start_timeout"], bool(gateway.database))
             except TrialError as error:
                 raise GatewayError(f"{_trouble(gateway)}: on trial beside the one in use, {error}") from None
         # From here on the servers in use take the new key as well: clients may have it before the switch is over.
-        atomic_write(gateway.path("client_keys.json"), texts["client_keys.json"], MODES["client_keys.json"])
-        # The younger a virtual environment, the longer it is kept; this one is in use as of now.
-        os.utime(gateway.path(gateway.venv))
+        gateway.write("client_keys.json", gateway.client_keys(key, None))
         gateway.switch(name)
         # Without a runner nobody serves anything; the job is started with this release.
         reason = gateway.wait(name) if status else ""
         if reason:
             raise GatewayError(f"{_trouble(gateway)}: {reason}")
+        gateway.handed_over(before, name)
     except BaseException:
         if gateway.current() == name:
             gateway.switch(before)
         if keys_before is not None:
-            atomic_write(gateway.path("client_keys.json"), keys_before, MODES["client_keys.json"])
+            gateway.write("client_keys.json", keys_before)
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -725,7 +772,8 @@ def converge(module: AnsibleModule, gateway: Gateway) -> dict:
     if not module.check_mode:
         carry_out(gateway, texts, actions)
         actions += ["remove"] * bool(gateway.tidy())
-    return {"changed": bool(actions), "release": gateway.current(), **result}
+    status, name = gateway.status(), gateway.current()
+    return {"changed": bool(actions), "release": name, "served": bool(status and status.serving == name), **result}
 
 
 def main() -> None:

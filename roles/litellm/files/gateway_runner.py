@@ -337,6 +337,8 @@ class Runner:
 
     def _refuse(self, name: str, reason: str) -> None:
         self.log.say(f"release {name} is not served: {reason}")
+        if self.serving and self.serving.release.name == name:
+            return  # to start it anew has failed, but it serves
         self.refused = {"release": name, "reason": reason}
         self._start_after = time.monotonic() + RESTART_AFTER
 
@@ -387,6 +389,7 @@ class Runner:
             "at": time.time(),
             "serving": self.serving.release.name if self.serving else None,
             "starting": self.candidate.release.name if self.candidate else None,
+            "ending": [server.release.name for server in self.ending],
             "refused": self.refused or None,
             "groups": [server.process.pid for server in servers],
         }

@@ -181,6 +181,7 @@ def test_who_is_being_answered_gets_the_answer_to_its_end(gateway):
     time.sleep(0.3)
     gateway.release("2")
     gateway.wait_for(serving="2")
+    assert gateway.status()["ending"] == ["1"]
     assert answers == []
     thread.join()
     assert answers == ["1"]
@@ -264,6 +265,21 @@ def test_a_hangup_starts_the_server_anew(running):
     with clients(running):
         running.process.send_signal(signal.SIGHUP)
         running.wait(lambda: len(running.status()["groups"]) == 1 and running.status()["groups"] != group)
+
+
+def test_a_hangup_that_fails_leaves_the_server_that_is_started_again_after_a_crash(running):
+    program = running.root / "releases" / "1" / "run-gateway"
+    good = program.read_text()
+    program.write_text("#!/bin/sh\nexit 3\n")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait(lambda: "release 1 is not served: it ended with exit code 3" in running.log())
+    program.write_text(good)
+    group = running.status()["groups"]
+    assert (running.status()["serving"], running.status()["refused"]) == ("1", None)
+    os.killpg(group[0], signal.SIGKILL)
+    running.wait(lambda: running.status()["groups"] not in (group, []))
+    assert running.ask() == "1"
+    assert running.process.poll() is None
 
 
 def test_what_served_last_is_served_when_the_wanted_one_does_not_come_up(running):

@@ -222,6 +222,29 @@ def test_secrets_of_the_config_are_not_in_the_diff(run):
     assert "os.environ/K" in after
 
 
+def test_the_time_of_grace_begins_with_the_change_and_not_with_the_installation(run, root, runner, monkeypatch):
+    run(master_key="sk-1")
+    runner.serve("1")
+    during = []
+
+    def trial(*_arguments):
+        monkeypatch.setattr(litellm_gateway.time, "time", lambda: began + 200)
+        runner.serve("1")
+
+    def look(seconds):
+        during.append(json.loads((root / "client_keys.json").read_text())["keys"])
+        Runner.look(runner, seconds)
+
+    began = time.time()
+    monkeypatch.setattr(litellm_gateway, "trial", trial)
+    monkeypatch.setattr(litellm_gateway.time, "sleep", look)
+    assert run(master_key="sk-2")["served"]
+    assert during[0] == [{"key": "sk-2", "until": None}, {"key": "sk-1", "until": None}]
+    new, former = json.loads((root / "client_keys.json").read_text())["keys"]
+    assert new == {"key": "sk-2", "until": None}
+    assert former["until"] == pytest.approx(began + 500, abs=30)
+
+
 def test_a_former_key_can_be_revoked_without_another_release(run, root):
     run(master_key="sk-1")
     run(master_key="sk-2")
@@ -269,11 +292,12 @@ class Runner:
     """Stands for a runner that serves whatever `current` names, or refuses it."""
 
     def __init__(self, root):
-        self.root, self.refuses, self.tried = root, None, []
+        self.root, self.refuses, self.tried, self.ending = root, None, [], []
 
     def serve(self, name, **status):
         status = {"format": 1, "pid": os.getpid(), "at": time.time(), "serving": name, "starting": None, **status}
-        (self.root / "status.json").write_text(json.dumps({"refused": None, "groups": [], **status}))
+        status = {"refused": None, "groups": [], "ending": self.ending, **status}
+        (self.root / "status.json").write_text(json.dumps(status))
 
     def look(self, _seconds):
         """Do what the runner would while the module waits."""
@@ -351,9 +375,18 @@ def test_what_a_killed_run_left_refused_is_tried_again(run, runner):
 
 def test_a_runner_that_is_gone_is_not_waited_for(run, runner):
     run()
-    runner.serve("1", at=time.time() - 60)
-    assert run(config="x: 1")["release"] == "2"
+    runner.serve("1", pid=2**22 + 1)
+    result = run(config="x: 1")
+    assert (result["release"], result["served"]) == ("2", False)
     assert runner.tried == []
+
+
+def test_a_runner_that_was_silent_for_a_while_is_waited_for(run, runner):
+    run()
+    runner.serve("1", at=time.time() - 60)
+    result = run(config="x: 1")
+    assert (result["release"], result["served"]) == ("2", True)
+    assert [name for name, __ in runner.tried] == ["2"]
 
 
 def test_a_mode_that_was_opened_is_closed(run, root):
@@ -361,9 +394,19 @@ def test_a_mode_that_was_opened_is_closed(run, root):
     (root / "current" / "gateway.env").chmod(0o644)
     assert run()["actions"] == ["gateway.env", "switch"]
     assert mode(root / "current" / "gateway.env") == 0o600
-    (root / "master_key").chmod(0o644)
-    assert "master_key" in run(master_key="sk-1")["actions"]
-    assert mode(root / "master_key") == 0o600
+
+
+def test_another_mode_changes_no_secret(run, root):
+    run(master_key="sk-1")
+    run(master_key="sk-2")
+    names = ("master_key", "client_keys.json", "current/gateway.env")
+    before = {name: (root / name).read_text() for name in names}
+    for name in names:
+        (root / name).chmod(0o644)
+    result = run()
+    assert result["actions"] == ["gateway.env", "client_keys.json", "master_key", "switch"]
+    assert {name: (root / name).read_text() for name in names} == before
+    assert {mode(root / name) for name in names} == {0o600}
 
 
 def test_a_failed_installation_leaves_nothing_half_built_and_the_old_one_in_use(run, root, commands):
@@ -410,16 +453,58 @@ def test_a_config_that_litellm_refuses_does_not_replace_the_one_in_use(run, root
     assert os.listdir(root / "releases") == ["1"]
 
 
+def venv_names(root):
+    return {path.name for path in root.glob("venv-*")}
+
+
 def test_the_former_venv_is_kept_and_older_ones_are_not(run, root):
     first = os.path.basename(run()["venv"])
     second = os.path.basename(run(requirements=LOCK + "# 2")["venv"])
-    os.utime(root / first, (1, 1))
-    os.utime(root / second, (2, 2))
+    os.utime(root / first / ".lmfleet-served", (1, 1))
     third = run(requirements=LOCK + "# 3")
     assert third["actions"][-1] == "remove"
-    assert {path.name for path in root.glob("venv-*")} == {second, os.path.basename(third["venv"])}
+    assert venv_names(root) == {second, os.path.basename(third["venv"])}
     back = run(requirements=LOCK + "# 2")
     assert back["actions"] == ["switch"]
+
+
+def test_a_venv_that_never_served_does_not_replace_the_one_to_go_back_to(run, root, runner, monkeypatch):
+    first = os.path.basename(run()["venv"])
+    runner.serve("1")
+
+    def trial(*_arguments):
+        raise litellm_gateway.TrialError("no luck")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(litellm_gateway, "trial", trial)
+        assert run(requirements=LOCK + "# 2")["failed"]
+    third = run(requirements=LOCK + "# 3")
+    assert third["actions"][-1] == "remove"
+    assert venv_names(root) == {first, os.path.basename(third["venv"])}
+
+
+def test_what_answers_its_last_requests_is_kept_until_it_ends(run, root, runner):
+    """LiteLLM imports much of itself only when it is asked for it."""
+    venvs = [run()["venv"]]
+    runner.ending = ["1", "2"]
+    for number in (2, 3, 4):
+        runner.serve(str(number - 1))
+        venvs.append(run(requirements=f"{LOCK}# {number}")["venv"])
+    assert sorted(os.listdir(root / "releases")) == ["1", "2", "4"]
+    assert {str(path) for path in root.glob("venv-*")} == set(venvs)
+    runner.ending = []
+    runner.serve("4")
+    run(requirements=f"{LOCK}# 4")
+    assert os.listdir(root / "releases") == ["4"]
+    assert {str(path) for path in root.glob("venv-*")} == set(venvs[2:])
+
+
+def test_while_a_runner_does_not_say_what_it_runs_nothing_is_removed(run, root, runner):
+    run()
+    (root / "releases" / "9").mkdir()
+    runner.serve("9", at=time.time() - 60)
+    run()
+    assert (root / "releases" / "9").exists()
 
 
 DATABASE = {
