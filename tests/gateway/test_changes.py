@@ -58,6 +58,7 @@ def test_settings_workers_key_and_version_change_at_once(gateway, change, instal
     variables = {
         "litellm_router_settings": {"num_retries": 3},
         "litellm_workers": 3,
+        "litellm_address": "0.0.0.0",
         "litellm_master_key": new,
         "litellm_requirements": second_environment(installation),
     }

@@ -3,7 +3,8 @@
 
 What LiteLLM's own command cannot do, and what a change without a failed request needs:
 
-- take the socket from the runner (environment variable LMFLEET_SOCKET, a file descriptor) instead of opening the port;
+- take the socket from the runner (environment variable LMFLEET_SOCKET, a file descriptor) instead of opening the port,
+  listen on it only once there is somebody who answers, and leave nothing behind in it that nobody has taken;
 - end without cutting anybody off: a worker that shall end takes no new connection, finishes its answers, however long
   they take, tells the clients that kept their connections to close them, and closes one itself only after nothing was
   asked on it for a while (LMFLEET_DRAIN_TIMEOUT seconds at most);
@@ -18,11 +19,14 @@ import functools
 import hmac
 import json
 import os
+import select
 import sys
 import time
 
 import gunicorn.config
+import gunicorn.sock
 import uvicorn
+import uvicorn.supervisors
 from litellm import run_server
 from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.proxy.proxy_cli import ProxyInitializationHelpers
@@ -117,10 +121,26 @@ class LastCall:
         return now - idle_since < LAST_CALL_SECONDS
 
 
+def is_somebody_waiting(server: uvicorn.Server) -> bool:
+    """Tell whether there is a connection that no process has taken yet."""
+    poll = select.poll()
+    for listening in server.servers:
+        for taken_from in listening.sockets:
+            poll.register(taken_from.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def take_over(_wrapper, handed_over, bound):
+    """Do what gunicorn does with a socket that it is given, but do not listen: there is no worker yet."""
+    handed_over.setblocking(False)
+    return handed_over
+
+
 def prepare() -> None:
     """Change what uvicorn and gunicorn do; to be called in each process before they begin."""
     keys = Keys(os.environ.get("LMFLEET_KEYS"), os.environ.get("LITELLM_MASTER_KEY", ""))
     load, shutdown = uvicorn.Config.load, uvicorn.Server.shutdown
+    terminate_all = uvicorn.supervisors.Multiprocess.terminate_all
     drain_timeout = int(os.environ.get("LMFLEET_DRAIN_TIMEOUT", "30"))
 
     @functools.wraps(load)
@@ -130,10 +150,15 @@ def prepare() -> None:
 
     @functools.wraps(shutdown)
     async def shutdown_after_last_call(server, sockets=None):
+        call, until = LastCall(), time.monotonic() + drain_timeout
+        # When the gateway moves to another address, this may be the last process that has the socket of the former one.
+        while is_somebody_waiting(server) and time.monotonic() < until:
+            await asyncio.sleep(0)
         for listening in server.servers:
             listening.close()
+        if sockets is None and server.config.fd is not None:
+            os.close(server.config.fd)  # what uvicorn listened on is a duplicate
         Front.last_call = True
-        call, until = LastCall(), time.monotonic() + drain_timeout
         awaited = True
         while awaited and time.monotonic() < until:
             await asyncio.sleep(0.1)  # first of all: a connection may be about to appear in the list
@@ -141,8 +166,17 @@ def prepare() -> None:
             awaited = [one for one in connections if call.is_awaited(one, time.monotonic())]
         await shutdown(server, sockets=sockets)
 
+    @functools.wraps(terminate_all)
+    def terminate_all_after_closing(supervisor):
+        for listening in supervisor.sockets:
+            listening.close()
+        os.close(supervisor.config.fd)
+        terminate_all(supervisor)
+
     uvicorn.Config.load = load_with_front
     uvicorn.Server.shutdown = shutdown_after_last_call
+    uvicorn.supervisors.Multiprocess.terminate_all = terminate_all_after_closing
+    gunicorn.sock.TCPSocket.set_options = take_over
     gunicorn.config.GracefulTimeout.default = drain_timeout
     gunicorn.config.Keepalive.default = KEEP_ALIVE_SECONDS
     # The finalizer of a stream sets context variables. When Python collects garbage while one is being set, that frees
@@ -157,7 +191,9 @@ def take_socket() -> None:
     """Make the server use the socket of the runner."""
     inherited = os.environ.pop("LMFLEET_SOCKET", None)
     if inherited:
-        os.dup2(int(inherited), FIRST_INHERITED, inheritable=True)
+        if int(inherited) != FIRST_INHERITED:
+            os.dup2(int(inherited), FIRST_INHERITED, inheritable=True)
+            os.close(int(inherited))
         os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
         uvicorn.run = functools.partial(uvicorn.run, fd=FIRST_INHERITED)
 

@@ -29,10 +29,13 @@ if {exits}:
     sys.exit("no luck")
 report = {{"run": os.environ["LMFLEET_RUN"]}}
 def serve():
-    while not ending.is_set():
+    while True:
         try:
             connection = listener.accept()[0]
         except BlockingIOError:
+            if ending.is_set():
+                listener.close()
+                return
             time.sleep(0.005)
             continue
         connection.setblocking(True)
@@ -42,6 +45,7 @@ def serve():
         connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: {size}\\r\\nConnection: close\\r\\n\\r\\n{word}")
         connection.close()
 listener.setblocking(False)
+listener.listen(2048)
 thread = threading.Thread(target=serve)
 thread.start()
 path = os.path.join(os.environ["LMFLEET_REGISTRY"], "applied", str(os.getpid()) + ".json")
@@ -104,8 +108,8 @@ class Gateway:
         path = self.root / "logs" / "gateway.log"
         return path.read_text() + (self.root / "said").read_text() if path.exists() else ""
 
-    def ask(self, port=None):
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)
+    def ask(self, port=None, address="127.0.0.1"):
+        connection = http.client.HTTPConnection(address, port or self.port, timeout=30)
         with contextlib.closing(connection):
             connection.request("GET", "/")
             return connection.getresponse().read().decode()
@@ -239,6 +243,37 @@ def test_another_port_is_opened_and_the_former_one_closed(running):
     running.wait(lambda: len(running.status()["groups"]) == 1)
     with pytest.raises(ConnectionRefusedError):
         running.ask()
+
+
+def test_another_address_with_the_same_port_takes_over_without_a_failed_request(running):
+    with clients(running) as answers:
+        for number, address in ((2, "0.0.0.0"), (3, "127.0.0.1"), (4, "::"), (5, "127.0.0.1")):
+            running.release(str(number), address=address)
+            running.wait_for(serving=str(number))
+            running.wait(lambda number=number: answers[-1] == str(number))
+            running.wait(lambda: len(running.status()["groups"]) == 1)
+            # Only who listens on all addresses is reached at this one.
+            with contextlib.nullcontext() if ":" in address or address == "0.0.0.0" else pytest.raises(OSError):
+                running.ask(address="127.0.0.2")
+
+
+def test_on_another_address_nothing_is_taken_before_there_is_somebody_who_answers(gateway):
+    gateway.release("1", address="0.0.0.0")
+    gateway.start()
+    gateway.wait_for(serving="1")
+    with clients(gateway) as answers:
+        gateway.release("2", address="127.0.0.1", exits=True)
+        gateway.wait(lambda: gateway.status()["refused"])
+    assert set(answers) == {"1"}
+
+
+@pytest.mark.parametrize("address", ["localhost", "127.1"])
+def test_an_address_in_other_words_is_the_same_for_the_next_release(gateway, address):
+    for number in ("1", "2"):
+        gateway.release(number, address=address)
+        if number == "1":
+            gateway.start()
+        gateway.wait_for(serving=number, refused=None)
 
 
 def test_a_port_that_somebody_has_is_named(running):
