@@ -73,14 +73,13 @@ options:
     default: 3.12.16
   environment:
     description:
-      - Environment variables for the installation and for the gateway, such as those for a proxy or a mirror.
-    type: dict
-    default: {}
+      - Environment variables for the installation and for the gateway, such as those for a proxy or a mirror, as JSON
+        text of a mapping. As text it can be kept out of all logs without hiding every C(1) and C(True) in the result.
+    type: json
   service_environment:
     description:
-      - Environment variables for the gateway only. O(environment) comes before it.
-    type: dict
-    default: {}
+      - Environment variables for the gateway only, as JSON text as well. O(environment) comes before it.
+    type: json
   database_url:
     description:
       - Address of a Postgres database, with user and password, as V(postgresql://user:password@host:5432/litellm).
@@ -99,7 +98,7 @@ options:
     default: {}
     suboptions:
       address:
-        description: Address to listen on.
+        description: IP address to listen on.
         type: str
         default: 127.0.0.1
       port:
@@ -128,8 +127,8 @@ options:
         default: 5
   config:
     description:
-      - Text of C(config.yaml).
-    type: str
+      - Text of C(config.yaml), as a JSON string, which is kept out of all logs. Its diff is shown without secrets.
+    type: json
     required: true
   config_source:
     description:
@@ -186,7 +185,8 @@ EXAMPLES = r"""
     version: 1.106.2
     requirements: "{{ lookup('ansible.builtin.file', 'requirements-macos-arm64.txt') }}"
     uv_requirements: "{{ lookup('ansible.builtin.file', 'requirements-uv.txt') }}"
-    config: "{{ lookup('ansible.builtin.template', 'config.yaml.j2') }}"
+    config: "{{ lookup('ansible.builtin.template', 'config.yaml.j2') | to_json }}"
+    environment: "{{ {'HTTPS_PROXY': proxy_with_password} | to_json }}"
     plugin: "{{ lookup('ansible.builtin.file', 'lmfleet_registry.py') }}"
     launcher: "{{ lookup('ansible.builtin.template', 'run-gateway.j2') }}"
     server: "{{ lookup('ansible.builtin.file', 'gateway_server.py') }}"
@@ -246,6 +246,7 @@ actions:
 """
 
 import glob
+import ipaddress
 import json
 import os
 import pwd
@@ -316,7 +317,8 @@ class Gateway:
     """The folder of a gateway: what is in it, and how to change it."""
 
     def __init__(self, params: dict) -> None:
-        self.params = params
+        environments = {name: _mapping(params, name) for name in ("environment", "service_environment")}
+        self.params = {**params, **environments, "config": _text(params, "config")}
         self.root = params["root"]
         self.account = pwd.getpwuid(os.geteuid())
         python = params["python"] or "cpython-" + params["python_version"]
@@ -341,6 +343,14 @@ class Gateway:
             )
         if problem:
             raise GatewayError(problem)
+        address = self.params["service"]["address"]
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise GatewayError(
+                f"{address!r} is no address to listen on. Set litellm_address to an IP address "
+                "of this Mac, to 127.0.0.1 for clients on it only, or to 0.0.0.0 for all of its addresses."
+            ) from None
         user = self.params["user"]
         if user and user != self.account.pw_name:
             raise GatewayError(
@@ -402,6 +412,10 @@ class Gateway:
             variables[_litellm.DATABASE_VARIABLE] = self.params["database_url"]
             variables["PYTHONPATH"] = self.path(self.database)
         return variables
+
+    def secret_values(self) -> set[str]:
+        """Return what no message may have in it, beyond the parameters that are secrets themselves."""
+        return _litellm.secret_values({**self.params["service_environment"], **self.params["environment"]})
 
     def client_keys(self, key: str, grace: float | None) -> str:
         """Return the text of the file with the keys that clients may send; without a `grace`, none of them ends yet."""
@@ -648,6 +662,26 @@ class Gateway:
         return removed
 
 
+def _mapping(params: dict, name: str) -> dict:
+    try:
+        value = json.loads(params[name] or "{}")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise GatewayError(f"{name} is not the JSON text of a mapping.")
+    return value
+
+
+def _text(params: dict, name: str) -> str:
+    try:
+        value = json.loads(params[name])
+    except ValueError:
+        value = None
+    if not isinstance(value, str):
+        raise GatewayError(f"{name} is not a JSON string: give the text with the filter to_json.")
+    return value
+
+
 def _ended(text: str) -> str:
     return text.rstrip("\n") + "\n"
 
@@ -786,8 +820,8 @@ def main() -> None:
             "uv_requirements": {"type": "str", "required": True},
             "python": {"type": "path"},
             "python_version": {"type": "str", "default": "3.12.16"},
-            "environment": {"type": "dict", "default": {}},
-            "service_environment": {"type": "dict", "default": {}},
+            "environment": {"type": "json", "no_log": True},
+            "service_environment": {"type": "json", "no_log": True},
             "database_url": {"type": "str", "no_log": True},
             "database_requirements": {"type": "str", "default": ""},
             "service": {
@@ -804,7 +838,7 @@ def main() -> None:
                     "log_files": {"type": "int", "default": 5},
                 },
             },
-            "config": {"type": "str", "required": True},
+            "config": {"type": "json", "required": True, "no_log": True},
             "config_source": {"type": "str", "default": "config"},
             "plugin": {"type": "str", "required": True},
             "launcher": {"type": "str", "required": True},
@@ -817,8 +851,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    gateway = Gateway(module.params)
     try:
+        gateway = Gateway(module.params)
+        module.no_log_values.update(gateway.secret_values())
         gateway.refuse_what_cannot_be()
         if module.check_mode:
             result = converge(module, gateway)
@@ -831,7 +866,7 @@ def main() -> None:
     except (GatewayError, LockTimeoutError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"{gateway.root}: {error}")
+        module.fail_json(msg=f"{module.params['root']}: {error}")
     module.exit_json(**result)
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.lmfleet.mac.plugins.module_utils import _command
 from ansible_collections.lmfleet.mac.plugins.modules import litellm_gateway
@@ -68,6 +69,8 @@ def run(root, commands, capsys):
             "runner": "run()",
             **arguments,
         }
+        for name in {"config", "environment", "service_environment"} & set(arguments):
+            arguments[name] = json.dumps(arguments[name])
         with patch_module_args(arguments), pytest.raises(SystemExit):
             litellm_gateway.main()
         return json.loads(capsys.readouterr().out)
@@ -138,6 +141,12 @@ def test_versions_that_are_refused(run, root, version, lock, message):
 
 def test_another_user_is_refused(run, root):
     assert "shall belong to nobody-else" in run(user="nobody-else")["msg"]
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("address", ["localhost", "mac-1.example.net", "127.1", "[::1]", ""])
+def test_what_is_no_ip_address_is_refused(run, root, address):
+    assert f"{address!r} is no address to listen on. Set litellm_address" in run(service={"address": address})["msg"]
     assert not root.exists()
 
 
@@ -214,12 +223,38 @@ def test_what_is_no_address_of_a_redis_is_refused_without_telling_it(run, root, 
 
 def test_secrets_of_the_config_are_not_in_the_diff(run):
     config = (
-        'router_settings: {"redis_password": "geheim", num_retries: 2}\ngeneral_settings:\n  master_key: os.environ/K\n'
+        "router_settings: {num_retries: 2, redis_password: geheim}\ngeneral_settings:\n  master_key: os.environ/K\n"
     )
     after = run(config=config)["diff"][0]["after"]
     assert "geheim" not in after
     assert "num_retries: 2" in after
     assert "os.environ/K" in after
+
+
+def test_a_config_without_secrets_is_shown_as_it_is(run):
+    assert (
+        run(config="model_list: []\nrouter_settings: {}\n")["diff"][0]["after"]
+        == "model_list: []\nrouter_settings: {}\n"
+    )
+
+
+def test_what_is_in_the_environment_and_the_config_is_in_no_log_and_no_message(run, commands, monkeypatch):
+    logged = []
+    monkeypatch.setattr(AnsibleModule, "log", lambda _module, text, log_args=None: logged.append((text, log_args)))
+    commands.failing = {"pip sync": "cannot reach http://me:geheim-1@proxy:8080 with geheim-2"}
+    environment = {"HTTPS_PROXY": "http://me:geheim-1@proxy:8080", "LITELLM_SALT_KEY": "geheim-2", "NO_DOCS": "True"}
+    result = run(environment=environment, service_environment={"A_TOKEN": "geheim-3"}, config="litellm_key: geheim-4")
+    assert result["failed"]
+    assert "installing LiteLLM 1.106.2 failed: cannot reach http://me:***" in result["msg"]
+    assert result["invocation"]["module_args"]["version"] == "1.106.2"
+    assert logged
+    assert "geheim" not in str((result, logged))
+
+
+@pytest.mark.parametrize("arguments", [{"environment": ["A"]}, {"service_environment": "A"}, {"config": {"a": 1}}])
+def test_what_is_given_in_another_form_is_refused(run, arguments):
+    (name,) = arguments
+    assert f"{name} is not " in run(**arguments)["msg"]
 
 
 def test_the_time_of_grace_begins_with_the_change_and_not_with_the_installation(run, root, runner, monkeypatch):
