@@ -217,12 +217,31 @@ def shown_lines(config: str) -> list[str | None]:
     return shown
 
 
+def quoted_line(number: int, config: str) -> str:
+    """Return the number of a line of a config with its text, for a message."""
+    lines = shown_lines(config)
+    text = lines[number - 1] if 0 < number <= len(lines) else ""
+    return f"line {number}: {(text or '(hidden)').strip()}"
+
+
 def where(key: str, config: str) -> str:
     """Return a key of a config with the line it stands in, for a message."""
-    numbers = [
-        number for number, line in enumerate(config.splitlines(), 1) if re.search(rf"\b{re.escape(key)}\b", line)
-    ]
-    return f"{key} (line {numbers[0]})" if numbers else key
+    for number, line in enumerate(config.splitlines(), 1):
+        if re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", line) and not line.lstrip().startswith("#"):
+            return f"{key} ({quoted_line(number, config)})"
+    return key
+
+
+def lines_named(reason: str, config: str) -> str:
+    """Return what a reason has in quotes, or else the sections it speaks of, with their lines; "" for none."""
+    sections = [section for section in re.findall(r"^(\w+):", config, re.M) if re.search(rf"\b{section}\b", reason)]
+    reason = re.sub(r'File "[^"]*"', "", reason)
+    for names in (re.findall(r"""['"`]([\w.-]+)['"`]""", reason), sections):
+        places = [where(name, config) for name in dict.fromkeys(names)]
+        found = [place for place in places if place.endswith(")")]
+        if found:
+            return ", ".join(found)
+    return ""
 
 
 def fingerprint(runner: str) -> str:

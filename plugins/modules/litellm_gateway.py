@@ -307,6 +307,37 @@ except yaml.YAMLError as error:
 if not isinstance(config, dict):
     raise SystemExit("line 1: it is not a mapping")
 """
+#: Prints the line of the entry without which LiteLLM would read the configuration.
+FIND_ENTRY = """
+import asyncio, sys, tempfile, yaml
+from litellm.proxy.proxy_server import ProxyConfig
+
+with open(sys.argv[1], encoding="utf-8") as stream:
+    root = yaml.compose(stream)
+
+def accepted():
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=".", encoding="utf-8") as stream:
+        yaml.serialize(root, stream)
+        stream.flush()
+        try:
+            asyncio.run(ProxyConfig().load_config(router=None, config_file_path=stream.name))
+        except Exception:
+            return False
+    return True
+
+def find(node, line):
+    whole = node.value
+    for number, child in enumerate(whole if isinstance(node, yaml.CollectionNode) else ()):
+        node.value = whole[:number] + whole[number + 1:]
+        good = accepted()
+        node.value = whole
+        if good:
+            first, last = child if isinstance(child, tuple) else (child, child)
+            return find(last, first.start_mark.line + 1)
+    return line
+
+print("found in line", find(root, 0))
+"""
 
 
 class GatewayError(Exception):
@@ -594,8 +625,12 @@ class Gateway:
         source = self.params["config_source"]
         config = os.path.join(folder, "config.yaml")
         parsed = run([self.path(self.venv, "bin", "python"), "-c", CHECK_YAML, config], CHECK_TIMEOUT)
+        text = texts["config.yaml"]
         if parsed.rc != 0:
-            raise GatewayError(f"{source} renders to something that is not a YAML mapping: {parsed.said()}")
+            said = parsed.said()
+            line = re.match(r"line (\d+)", said)
+            place = f" ({_litellm.quoted_line(int(line.group(1)), text)})" if line else ""
+            raise GatewayError(f"{source} renders to something that is not a YAML mapping: {said}{place}")
         # Without the database: what it says is no matter of the configuration.
         variables = {**self.variables(texts["master_key"].strip()), _litellm.DATABASE_VARIABLE: ""}
         # The runner alone sets LMFLEET_REGISTRY: here the plugin stays idle and is not taken for a worker.
@@ -605,11 +640,15 @@ class Gateway:
         said = checked.out + checked.err
         unknown = re.findall(r"Key '([^']+)' is not a valid argument for Router", said)
         if unknown:
-            lines = ", ".join(_litellm.where(key, texts["config.yaml"]) for key in unknown)
+            lines = ", ".join(_litellm.where(key, text) for key in unknown)
             raise GatewayError(f"{source}: LiteLLM knows no router setting {lines}. Correct litellm_router_settings.")
         if checked.rc != 0:
-            reason = [line for line in said.splitlines() if "config validation failed" in line]
-            raise GatewayError(f"{source}: LiteLLM refuses it: {reason[-1] if reason else checked.said()[-2000:]}")
+            reasons = [line for line in said.splitlines() if "config validation failed" in line]
+            reason = reasons[-1] if reasons else checked.said()[-2000:]
+            argv = [self.path(self.venv, "bin", "python"), "-c", FIND_ENTRY, config]
+            line = re.search(r"found in line ([1-9]\d*)", run(argv, CHECK_TIMEOUT, environment, folder).out)
+            place = _litellm.quoted_line(int(line.group(1)), text) if line else _litellm.lines_named(reason, text)
+            raise GatewayError(f"{source}: LiteLLM refuses it: {reason}" + (place and f" ({place})"))
 
     def write(self, name: str, text: str) -> None:
         """Write a file beside the releases."""
@@ -744,14 +783,15 @@ def release(gateway: Gateway, texts: dict) -> None:
             try:
                 trial(folder, gateway.root, key, gateway.params["service"]["start_timeout"], bool(gateway.database))
             except TrialError as error:
-                raise GatewayError(f"{_trouble(gateway)}: on trial beside the one in use, {error}") from None
+                reason = f"on trial beside the one in use, {error}"
+                raise GatewayError(_trouble(gateway, reason, texts["config.yaml"])) from None
         # From here on the servers in use take the new key as well: clients may have it before the switch is over.
         gateway.write("client_keys.json", gateway.client_keys(key, None))
         gateway.switch(name)
         # Without a runner nobody serves anything; the job is started with this release.
         reason = gateway.wait(name) if status else ""
         if reason:
-            raise GatewayError(f"{_trouble(gateway)}: {reason}")
+            raise GatewayError(_trouble(gateway, reason, texts["config.yaml"]))
         gateway.handed_over(before, name)
     except BaseException:
         if gateway.current() == name:
@@ -762,9 +802,11 @@ def release(gateway: Gateway, texts: dict) -> None:
         raise
 
 
-def _trouble(gateway: Gateway) -> str:
-    version = gateway.params["version"]
-    return f"the new release (LiteLLM {version}) is no good, and the one before still serves"
+def _trouble(gateway: Gateway, reason: str, config: str) -> str:
+    version, source = gateway.params["version"], gateway.params["config_source"]
+    named = _litellm.lines_named(reason, config)
+    place = f" Of the config, which {source} renders to, it names: {named}." if named else ""
+    return f"the new release (LiteLLM {version}) is no good, and the one before still serves: {reason}.{place}"
 
 
 def diff_of(gateway: Gateway, texts: dict, actions: list[str]) -> list[dict]:

@@ -98,3 +98,21 @@ def test_secrets_are_hidden_wherever_they_stand_and_the_rest_is_not():
 )
 def test_what_no_message_may_tell(variables, secret):
     assert _litellm.secret_values(variables) == secret
+
+
+@pytest.mark.parametrize(
+    ("reason", "found"),
+    [
+        ("Item 'chat' is not a dictionary.", "chat (line 3: - model_name: chat)"),
+        (
+            "no 'vertex_credentials' and no `weight`",
+            "vertex_credentials (line 12: vertex_credentials: (hidden)), weight",
+        ),
+        ("it speaks of 's3cret-d'", "s3cret-d (line 14: (hidden))"),
+        ("'nothing' of router_settings", "router_settings (line 40: router_settings:)"),
+        ("boom", ""),
+    ],
+)
+def test_what_a_reason_names_is_found_in_the_config_without_its_secrets(reason, found):
+    assert _litellm.lines_named(reason, CONFIG).startswith(found)
+    assert bool(_litellm.lines_named(reason, CONFIG)) == bool(found)

@@ -469,23 +469,44 @@ def test_what_a_killed_run_left_is_built_anew(run, root, commands):
     ("failing", "said", "message"),
     [
         (
-            {"yaml": "line 3: mapping values are not allowed here"},
+            {"yaml": "line 2: no such thing"},
             "",
-            "config.yaml.j2 renders to something that is not a YAML",
+            "renders to something that is not a YAML mapping: line 2: no such thing (line 2: num_retries: many)",
         ),
-        ({"--validate_config": "LiteLLM: config validation failed: boom"}, "", "config.yaml.j2: LiteLLM refuses it: "),
-        ({}, "Key 'alowed_fails' is not a valid argument for Router.__init__()", "no router setting alowed_fails"),
+        (
+            {"--validate_config": "LiteLLM: config validation failed: boom"},
+            "found in line 2\n",
+            "config.yaml.j2: LiteLLM refuses it: LiteLLM: config validation failed: boom (line 2: num_retries: many)",
+        ),
+        (
+            {"--validate_config": "LiteLLM: config validation failed: no 'num_retries'", "find(root": "no luck"},
+            "",
+            "failed: no 'num_retries' (num_retries (line 2: num_retries: many))",
+        ),
+        (
+            {},
+            "Key 'num_retries' is not a valid argument for Router.__init__()",
+            "LiteLLM knows no router setting num_retries (line 2: num_retries: many). Correct litellm_router_settings.",
+        ),
     ],
 )
 def test_a_config_that_litellm_refuses_does_not_replace_the_one_in_use(run, root, commands, failing, said, message):
     run()
     before = (root / "current" / "config.yaml").read_text()
     commands.failing, commands.said = failing, said
-    result = run(config="x: y", config_source="config.yaml.j2")
+    result = run(config="router_settings:\n  num_retries: many", config_source="config.yaml.j2")
     assert result["failed"]
     assert message in result["msg"]
     assert (root / "current" / "config.yaml").read_text() == before
     assert os.listdir(root / "releases") == ["1"]
+
+
+def test_what_a_new_release_names_when_it_ends_is_found_in_the_config(run, runner):
+    run()
+    runner.serve("1")
+    runner.refuses = "it ended with exit code 3: Invalid value 'many'"
+    message = run(config="router_settings:\n  num_retries: many", config_source="config.yaml.j2")["msg"]
+    assert "Of the config, which config.yaml.j2 renders to, it names: many (line 2: num_retries: many)." in message
 
 
 def venv_names(root):
