@@ -106,7 +106,7 @@ options:
         type: int
         default: 4000
       workers:
-        description: Number of worker processes.
+        description: Number of worker processes. V(0) is half of the performance cores of this Mac, from 1 to 8.
         type: int
         default: 1
       start_timeout:
@@ -225,10 +225,10 @@ release:
   description: Name of the release in use. In check mode the one before.
   returned: success
   type: str
-served:
+unconfirmed:
   description:
-    - Whether the runner says that it serves RV(release). Without a runner it serves nothing yet, and nobody knows
-      whether it will.
+    - Whether no runner says that it serves RV(release), because none runs. C(status.json) in the folder tells what
+      becomes of it once the job is started. In check mode V(false).
   returned: success
   type: bool
 fingerprint:
@@ -420,6 +420,7 @@ class Gateway:
         except ValueError as error:
             raise GatewayError(f"{error}. Correct litellm_environment.") from None
         service = dict(self.params["service"])
+        service["workers"] = service["workers"] or min(max(performance_cores() // 2, 1), 8)
         service["log_bytes"] = service.pop("log_size_mb") << 20
         return {
             "config.yaml": _ended(self.params["config"]),
@@ -701,6 +702,12 @@ class Gateway:
         return removed
 
 
+def performance_cores() -> int:
+    """Return the number of fast cores of this machine, of all where they are of one kind."""
+    counted = run(["/usr/sbin/sysctl", "-n", "hw.perflevel0.physicalcpu"], 30)
+    return int(counted.out) if counted.rc == 0 and counted.out.strip().isdigit() else os.cpu_count() or 1
+
+
 def _mapping(params: dict, name: str) -> dict:
     try:
         value = json.loads(params[name] or "{}")
@@ -849,7 +856,8 @@ def converge(module: AnsibleModule, gateway: Gateway) -> dict:
         carry_out(gateway, texts, actions)
         actions += ["remove"] * bool(gateway.tidy())
     status, name = gateway.status(), gateway.current()
-    return {"changed": bool(actions), "release": name, "served": bool(status and status.serving == name), **result}
+    unconfirmed = not module.check_mode and not (status and status.serving == name)
+    return {"changed": bool(actions), "release": name, "unconfirmed": unconfirmed, **result}
 
 
 def main() -> None:

@@ -156,6 +156,20 @@ def test_pythons_that_do_not_fit_are_refused(run, root, commands):
     assert not list(root.glob("venv-*"))
 
 
+@pytest.mark.parametrize(("cores", "workers"), [("1", 1), ("6", 3), ("32", 8)])
+def test_without_a_number_of_workers_the_machine_is_asked(run, root, commands, cores, workers):
+    commands.said = cores + "\n"
+    run(service={"workers": 0})
+    assert json.loads((root / "current" / "release.json").read_text())["workers"] == workers
+
+
+def test_without_fast_and_slow_cores_all_are_counted(run, root, commands, monkeypatch):
+    commands.failing = {"sysctl": "unknown oid"}
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    run(service={"workers": 0})
+    assert json.loads((root / "current" / "release.json").read_text())["workers"] == 5
+
+
 def test_uv_brings_the_python_when_none_is_given(run, root, commands):
     run(python=None, python_version="3.12.16")
     assert commands.lines("python install")[0].endswith("python install --no-bin 3.12.16")
@@ -273,7 +287,7 @@ def test_the_time_of_grace_begins_with_the_change_and_not_with_the_installation(
     began = time.time()
     monkeypatch.setattr(litellm_gateway, "trial", trial)
     monkeypatch.setattr(litellm_gateway.time, "sleep", look)
-    assert run(master_key="sk-2")["served"]
+    assert not run(master_key="sk-2")["unconfirmed"]
     assert during[0] == [{"key": "sk-2", "until": None}, {"key": "sk-1", "until": None}]
     new, former = json.loads((root / "client_keys.json").read_text())["keys"]
     assert new == {"key": "sk-2", "until": None}
@@ -412,7 +426,7 @@ def test_a_runner_that_is_gone_is_not_waited_for(run, runner):
     run()
     runner.serve("1", pid=2**22 + 1)
     result = run(config="x: 1")
-    assert (result["release"], result["served"]) == ("2", False)
+    assert (result["release"], result["unconfirmed"]) == ("2", True)
     assert runner.tried == []
 
 
@@ -420,7 +434,7 @@ def test_a_runner_that_was_silent_for_a_while_is_waited_for(run, runner):
     run()
     runner.serve("1", at=time.time() - 60)
     result = run(config="x: 1")
-    assert (result["release"], result["served"]) == ("2", True)
+    assert (result["release"], result["unconfirmed"]) == ("2", False)
     assert [name for name, __ in runner.tried] == ["2"]
 
 
