@@ -216,7 +216,8 @@ def test_only_the_key_opens_and_only_where_it_should(four):
         for path in ("/v1/models", "/model/info"):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(urllib.request.Request(four.url + path, headers=headers), timeout=10)
-            said = refused.value.read().decode()
+            with refused.value as reply:
+                said = reply.read().decode()
             assert (refused.value.code, "auth_error" in said) == (401, True), (headers, path, said)
         for path in ("/health/liveliness", "/health/readiness"):
             with urllib.request.urlopen(urllib.request.Request(four.url + path, headers=headers), timeout=10) as reply:
@@ -224,7 +225,8 @@ def test_only_the_key_opens_and_only_where_it_should(four):
     # What is wrong with a request of somebody who may ask is told as it is.
     with pytest.raises(urllib.error.HTTPError) as refused:
         four.open("/v1/chat/completions", {"model": "chat"})
-    assert refused.value.code != 401
+    with refused.value as reply:
+        assert reply.code != 401
     processes = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert four.key not in processes
     assert four.key not in four.log.read_text()
