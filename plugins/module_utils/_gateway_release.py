@@ -14,11 +14,19 @@ FORMAT = 1
 
 
 class Status(NamedTuple):
-    """status.json of a live runner; releases by name, None for none. `refused` is {release, reason}."""
+    """status.json of a live runner; releases by name, None for none. `refused` is {release, reason}.
+
+    `ending` are the releases that answer their last requests.
+    """
 
     serving: str | None
     starting: str | None
     refused: Mapping | None
+    ending: Sequence[str] = ()
+
+    def running(self) -> set[str]:
+        """Return the releases that have processes."""
+        return {name for name in (self.serving, self.starting, *self.ending) if name}
 
     def said(self) -> str:
         """Return the status in a few words, for a message."""
@@ -32,7 +40,9 @@ def live_status(document: object, alive: bool, now: float) -> Status | None:
         return None
     if now - document.get("at", 0) > FRESH_SECONDS:
         return None
-    return Status(document.get("serving"), document.get("starting"), document.get("refused"))
+    return Status(
+        document.get("serving"), document.get("starting"), document.get("refused"), document.get("ending", [])
+    )
 
 
 def outcome(status: Status | None, name: str) -> str | None:
@@ -64,6 +74,13 @@ def keys_after(document: object, key: str, grace: float, now: float) -> dict:
     # An entry that has run out harms nobody: it alone is no reason to write the file.
     current = {"format": FORMAT, "keys": [{"key": key, "until": None}, *kept]}
     return document if _in_force(before, now) == _in_force(current["keys"], now) else current
+
+
+def keys_with(document: object, key: str) -> dict:
+    """Return client_keys.json while a change to `key` is under way: it counts already, and no other key ends yet."""
+    before = document.get("keys", []) if isinstance(document, dict) else []
+    others = [entry for entry in before if entry["key"] != key]
+    return {"format": FORMAT, "keys": [{"key": key, "until": None}, *others]}
 
 
 def _in_force(entries: Sequence[Mapping], now: float) -> list:

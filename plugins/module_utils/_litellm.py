@@ -9,7 +9,7 @@ import hashlib
 import re
 import shlex
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 #: Releases with code of an attacker in them.
@@ -27,13 +27,22 @@ REDIS_VARIABLE = "LMFLEET_REDIS_URL"
 #: Written into the environment file, so that its hash says nothing about the secrets in it.
 SALT_VARIABLE = "LMFLEET_SALT"
 MARKER = ".lmfleet-complete"
+#: Touched in an installed folder when a release with it begins to serve, and when it hands over to another.
+SERVED = ".lmfleet-served"
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# In block style and in flow style; what is read from the environment at start is no secret.
-_SECRET = re.compile(
-    r"""(?P<key>["']?[\w.-]*(?:key|token|password|secret|credential|url)[\w.-]*["']?[ \t]*:[ \t]*)"""
-    r"""(?!["']?os\.environ/)(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[^\s,\[{][^,}\n]*)""",
+_SOUNDS_SECRET = r"key|token|passw|secret|credential|auth|hook|salt|private|cert|dsn|url|environment"
+#: A key that sounds like a secret. What is read from the environment at start is none.
+_SECRET_KEY = re.compile(
+    rf"""["']?[\w.-]*(?:{_SOUNDS_SECRET})[\w.-]*["']?[ \t]*:"""
+    r"""(?![ \t]*["']?os\.environ/\w+["']?[ \t]*(?:[,}\]]|$))""",
     re.I,
+)
+#: What gives itself away under any key: a password and a long path in an address, and what clients send.
+_SECRET_VALUES = (
+    (re.compile(r"://[^/\s@]+@"), "://(hidden)@"),
+    (re.compile(r"""(://[^/\s"'?]+[/?])[^\s"',}]{20,}"""), r"\1(hidden)"),
+    (re.compile(r"\b(Bearer |Basic |sk-)[\w.+/=-]+"), r"\1(hidden)"),
 )
 
 
@@ -111,10 +120,14 @@ def folder_name(kind: str, *parts: str) -> str:
     return kind + "-" + hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:12]
 
 
-def superfluous(venvs: Mapping[str, float], current: str, kept: int = 1) -> list[str]:
-    """Return the venvs to remove: all but `current` and the `kept` youngest others; `venvs` is name to age stamp."""
-    others = sorted((name for name in venvs if name != current), key=lambda name: venvs[name], reverse=True)
-    return sorted(others[kept:])
+def superfluous(served: Mapping[str, float], in_use: Collection[str]) -> list[str]:
+    """Return the installed folders to remove: all but those `in_use` and, to go back to, the other that served last.
+
+    `served` is the name of each to when it served, 0 for never.
+    """
+    others = sorted((name for name in served if name not in in_use), key=lambda name: served[name])
+    former = [name for name in others[-1:] if served[name]]
+    return sorted(set(others) - set(former))
 
 
 class Environment(NamedTuple):
@@ -152,22 +165,83 @@ def environment_diff(before: str | None, after: str) -> tuple[str | None, str]:
     return (None if before is None else "".join(f"{name}=(hidden)\n" for name in old)), shown
 
 
+def secret_values(variables: Mapping[str, object]) -> set[str]:
+    """Return what must not appear in any message: values of variables that sound like it, passwords in addresses."""
+    found = set()
+    for name, value in variables.items():
+        found.update(re.findall(r"://[^/\s@]*:([^/\s@]+)@", str(value)))
+        if re.search(_SOUNDS_SECRET, name, re.I) and "://" not in str(value):
+            found.add(str(value))
+    # What is shorter is no secret, but a part of many words.
+    return {value for value in found if len(value) >= 6}
+
+
 def _lines_by_name(text: str) -> dict:
     pairs = (line.partition("=") for line in text.splitlines())
     return {name: value for name, __, value in pairs if name != SALT_VARIABLE}
 
 
 def without_secrets(config: str | None) -> str | None:
-    """Return the text of a config for a diff: values of keys that sound like secrets are hidden."""
-    return None if config is None else _SECRET.sub(r"\g<key>(hidden)", config)
+    """Return the text of a config for a diff: what is or may be a secret is hidden."""
+    if config is None:
+        return None
+    return "".join(line + "\n" for line in shown_lines(config) if line is not None)
+
+
+def shown_lines(config: str) -> list[str | None]:
+    """Return each line of a config as it may be shown, None for one in the middle of a hidden value.
+
+    All that it takes of YAML, which not every Python can read: a value stands deeper than its key, or is a list.
+    """
+    shown: list[str | None] = []
+    hidden_below = list_at = 1000  # a value is hidden that stands deeper, or is a list at this very indent
+    for line in config.splitlines():
+        text = line.lstrip(" ")
+        indent = len(line) - len(text)
+        if indent > hidden_below or (not text and hidden_below < 1000) or (indent == list_at and text.startswith("-")):
+            shown.append(None)
+            continue
+        hidden_below = list_at = 1000
+        secret, seen = _SECRET_KEY.search(line), line
+        if secret:
+            seen = line[: secret.end()] + " (hidden)"
+            if not text.startswith("#"):
+                first_key = re.match(r" *(?:- +)*", line).end()
+                in_block = secret.start() == first_key
+                hidden_below, list_at = (first_key, first_key) if in_block else (indent, 1000)
+        elif "-----BEGIN " in line:
+            seen, hidden_below = " " * indent + "(hidden)", indent - 1
+        for pattern, instead in _SECRET_VALUES:
+            seen = pattern.sub(instead, seen)
+        shown.append(seen)
+    return shown
+
+
+def quoted_line(number: int, config: str) -> str:
+    """Return the number of a line of a config with its text, for a message."""
+    lines = shown_lines(config)
+    text = lines[number - 1] if 0 < number <= len(lines) else ""
+    return f"line {number}: {(text or '(hidden)').strip()}"
 
 
 def where(key: str, config: str) -> str:
     """Return a key of a config with the line it stands in, for a message."""
-    numbers = [
-        number for number, line in enumerate(config.splitlines(), 1) if re.search(rf"\b{re.escape(key)}\b", line)
-    ]
-    return f"{key} (line {numbers[0]})" if numbers else key
+    for number, line in enumerate(config.splitlines(), 1):
+        if re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", line) and not line.lstrip().startswith("#"):
+            return f"{key} ({quoted_line(number, config)})"
+    return key
+
+
+def lines_named(reason: str, config: str) -> str:
+    """Return what a reason has in quotes, or else the sections it speaks of, with their lines; "" for none."""
+    sections = [section for section in re.findall(r"^(\w+):", config, re.M) if re.search(rf"\b{section}\b", reason)]
+    reason = re.sub(r'File "[^"]*"', "", reason)
+    for names in (re.findall(r"""['"`]([\w.-]+)['"`]""", reason), sections):
+        places = [where(name, config) for name in dict.fromkeys(names)]
+        found = [place for place in places if place.endswith(")")]
+        if found:
+            return ", ".join(found)
+    return ""
 
 
 def fingerprint(runner: str) -> str:

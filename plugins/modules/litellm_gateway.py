@@ -73,14 +73,13 @@ options:
     default: 3.12.16
   environment:
     description:
-      - Environment variables for the installation and for the gateway, such as those for a proxy or a mirror.
-    type: dict
-    default: {}
+      - Environment variables for the installation and for the gateway, such as those for a proxy or a mirror, as JSON
+        text of a mapping. As text it can be kept out of all logs without hiding every C(1) and C(True) in the result.
+    type: json
   service_environment:
     description:
-      - Environment variables for the gateway only. O(environment) comes before it.
-    type: dict
-    default: {}
+      - Environment variables for the gateway only, as JSON text as well. O(environment) comes before it.
+    type: json
   database_url:
     description:
       - Address of a Postgres database, with user and password, as V(postgresql://user:password@host:5432/litellm).
@@ -99,7 +98,7 @@ options:
     default: {}
     suboptions:
       address:
-        description: Address to listen on.
+        description: IP address to listen on.
         type: str
         default: 127.0.0.1
       port:
@@ -107,7 +106,7 @@ options:
         type: int
         default: 4000
       workers:
-        description: Number of worker processes.
+        description: Number of worker processes. V(0) is half of the performance cores of this Mac, from 1 to 8.
         type: int
         default: 1
       start_timeout:
@@ -128,8 +127,8 @@ options:
         default: 5
   config:
     description:
-      - Text of C(config.yaml).
-    type: str
+      - Text of C(config.yaml), as a JSON string, which is kept out of all logs. Its diff is shown without secrets.
+    type: json
     required: true
   config_source:
     description:
@@ -186,7 +185,8 @@ EXAMPLES = r"""
     version: 1.106.2
     requirements: "{{ lookup('ansible.builtin.file', 'requirements-macos-arm64.txt') }}"
     uv_requirements: "{{ lookup('ansible.builtin.file', 'requirements-uv.txt') }}"
-    config: "{{ lookup('ansible.builtin.template', 'config.yaml.j2') }}"
+    config: "{{ lookup('ansible.builtin.template', 'config.yaml.j2') | to_json }}"
+    environment: "{{ {'HTTPS_PROXY': proxy_with_password} | to_json }}"
     plugin: "{{ lookup('ansible.builtin.file', 'lmfleet_registry.py') }}"
     launcher: "{{ lookup('ansible.builtin.template', 'run-gateway.j2') }}"
     server: "{{ lookup('ansible.builtin.file', 'gateway_server.py') }}"
@@ -225,6 +225,12 @@ release:
   description: Name of the release in use. In check mode the one before.
   returned: success
   type: str
+unconfirmed:
+  description:
+    - Whether no runner says that it serves RV(release), because none runs. C(status.json) in the folder tells what
+      becomes of it once the job is started. In check mode V(false).
+  returned: success
+  type: bool
 fingerprint:
   description: A hash that is another one whenever the launchd job must be restarted.
   returned: success
@@ -240,6 +246,7 @@ actions:
 """
 
 import glob
+import ipaddress
 import json
 import os
 import pwd
@@ -300,6 +307,37 @@ except yaml.YAMLError as error:
 if not isinstance(config, dict):
     raise SystemExit("line 1: it is not a mapping")
 """
+#: Prints the line of the entry without which LiteLLM would read the configuration.
+FIND_ENTRY = """
+import asyncio, sys, tempfile, yaml
+from litellm.proxy.proxy_server import ProxyConfig
+
+with open(sys.argv[1], encoding="utf-8") as stream:
+    root = yaml.compose(stream)
+
+def accepted():
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=".", encoding="utf-8") as stream:
+        yaml.serialize(root, stream)
+        stream.flush()
+        try:
+            asyncio.run(ProxyConfig().load_config(router=None, config_file_path=stream.name))
+        except Exception:
+            return False
+    return True
+
+def find(node, line):
+    whole = node.value
+    for number, child in enumerate(whole if isinstance(node, yaml.CollectionNode) else ()):
+        node.value = whole[:number] + whole[number + 1:]
+        good = accepted()
+        node.value = whole
+        if good:
+            first, last = child if isinstance(child, tuple) else (child, child)
+            return find(last, first.start_mark.line + 1)
+    return line
+
+print("found in line", find(root, 0))
+"""
 
 
 class GatewayError(Exception):
@@ -310,7 +348,8 @@ class Gateway:
     """The folder of a gateway: what is in it, and how to change it."""
 
     def __init__(self, params: dict) -> None:
-        self.params = params
+        environments = {name: _mapping(params, name) for name in ("environment", "service_environment")}
+        self.params = {**params, **environments, "config": _text(params, "config")}
         self.root = params["root"]
         self.account = pwd.getpwuid(os.geteuid())
         python = params["python"] or "cpython-" + params["python_version"]
@@ -335,6 +374,14 @@ class Gateway:
             )
         if problem:
             raise GatewayError(problem)
+        address = self.params["service"]["address"]
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise GatewayError(
+                f"{address!r} is no address to listen on. Set litellm_address to an IP address "
+                "of this Mac, to 127.0.0.1 for clients on it only, or to 0.0.0.0 for all of its addresses."
+            ) from None
         user = self.params["user"]
         if user and user != self.account.pw_name:
             raise GatewayError(
@@ -351,24 +398,29 @@ class Gateway:
         """Return the path of a file: in the release in use, or beside the releases."""
         return self.path("current", name) if name in RELEASE else self.path(name)
 
+    def content(self, name: str) -> str | None:
+        """Return the text of a file, or None when it is absent."""
+        content = read_bytes(self.place(name))
+        return None if content is None else content.decode("utf-8", "replace")
+
     def text(self, name: str) -> str | None:
-        """Return the text of a file, or None when it is absent or has another mode than it must."""
-        path = self.place(name)
-        content = read_bytes(path)
-        if content is None or stat.S_IMODE(os.stat(path).st_mode) != MODES[name]:
+        """Return the text of a file as it must be: None also when it has another mode, so that it is written anew."""
+        content = self.content(name)
+        if content is None or stat.S_IMODE(os.stat(self.place(name)).st_mode) != MODES[name]:
             return None
-        return content.decode("utf-8", "replace")
+        return content
 
     def wanted(self) -> dict:
         """Return name to text of all files."""
-        key = self.params["master_key"] or (self.text("master_key") or "").strip() or "sk-" + secrets.token_hex(24)
+        key = self.params["master_key"] or (self.content("master_key") or "").strip() or "sk-" + secrets.token_hex(24)
         variables = self.variables(key)
-        salt = _litellm.salt_of(self.text("gateway.env")) or secrets.token_hex(16)
+        salt = _litellm.salt_of(self.content("gateway.env")) or secrets.token_hex(16)
         try:
             environment = _litellm.Environment(variables, salt).render()
         except ValueError as error:
             raise GatewayError(f"{error}. Correct litellm_environment.") from None
         service = dict(self.params["service"])
+        service["workers"] = service["workers"] or min(max(performance_cores() // 2, 1), 8)
         service["log_bytes"] = service.pop("log_size_mb") << 20
         return {
             "config.yaml": _ended(self.params["config"]),
@@ -378,7 +430,7 @@ class Gateway:
             "release.json": canonical_json(service),
             "gateway.env": environment,
             "gateway_runner.py": _ended(self.params["runner"]),
-            "client_keys.json": self.client_keys(key),
+            "client_keys.json": self.client_keys(key, self.params["master_key_grace"]),
             "master_key": key + "\n",
         }
 
@@ -393,15 +445,20 @@ class Gateway:
             variables["PYTHONPATH"] = self.path(self.database)
         return variables
 
-    def client_keys(self, key: str) -> str:
-        """Return the text of the file with the keys that clients may send."""
-        text = self.text("client_keys.json")
+    def secret_values(self) -> set[str]:
+        """Return what no message may have in it, beyond the parameters that are secrets themselves."""
+        return _litellm.secret_values({**self.params["service_environment"], **self.params["environment"]})
+
+    def client_keys(self, key: str, grace: float | None) -> str:
+        """Return the text of the file with the keys that clients may send; without a `grace`, none of them ends yet."""
+        text = self.content("client_keys.json")
         try:
             before = json.loads(text) if text else None
-            after = _gateway_release.keys_after(before, key, self.params["master_key_grace"], time.time())
+            if grace is None:
+                return canonical_json(_gateway_release.keys_with(before, key))
+            return canonical_json(_gateway_release.keys_after(before, key, grace, time.time()))
         except (ValueError, TypeError, KeyError, AttributeError):
-            after = _gateway_release.keys_after(None, key, 0, time.time())
-        return canonical_json(after)
+            return canonical_json(_gateway_release.keys_with(None, key))
 
     def complete(self, folder: str) -> bool:
         """Return whether a virtual environment was built to its end."""
@@ -422,26 +479,46 @@ class Gateway:
         except FileNotFoundError:
             return []
 
-    def status(self) -> _gateway_release.Status | None:
-        """Return what the runner says, or None when none runs."""
+    def runner_lives(self) -> bool:
+        """Return whether there is a process that may be the runner, whether it says something or not."""
         document = read_json(self.path("status.json"))
-        alive = False
-        if isinstance(document, dict) and isinstance(document.get("pid"), int):
-            try:
-                os.kill(document["pid"], 0)
-                alive = True
-            except OSError:
-                pass
-        return _gateway_release.live_status(document, alive, time.time())
+        if not isinstance(document, dict) or not isinstance(document.get("pid"), int):
+            return False
+        try:
+            os.kill(document["pid"], 0)
+        except OSError:
+            return False
+        return True
 
-    def venvs(self) -> dict:
-        """Return name to change time of what is there of virtual environments, whole or not."""
-        return self.folders("venv")
+    def status(self, patience: float = 0.0) -> _gateway_release.Status | None:
+        """Return what the runner says, or None when none runs.
+
+        One that has a process but has said nothing for a while gets `patience` seconds: the Mac may have just woken up.
+        """
+        give_up = time.monotonic() + patience
+        while True:
+            alive = self.runner_lives()
+            status = _gateway_release.live_status(read_json(self.path("status.json")), alive, time.time())
+            if status or not alive or time.monotonic() >= give_up:
+                return status
+            time.sleep(POLL)
+
+    def installed(self, release: str) -> set[str]:
+        """Return the names of the installed folders that a release runs with."""
+        links = (_link(self.path("releases", release, kind)) for kind in ("venv", "database"))
+        return {name for name in links if name}
 
     def folders(self, kind: str) -> dict:
-        """Return name to change time of the installed folders of one kind, whole or not."""
+        """Return the name of each installed folder of one kind, whole or not, to when it served, 0 for never."""
         names = [name for name in os.listdir(self.root) if re.fullmatch(kind + r"-[0-9a-f]{12}", name)]
-        return {name: os.stat(self.path(name)).st_mtime for name in names}
+        return {name: self.served_at(name) for name in names}
+
+    def served_at(self, folder: str) -> float:
+        """Return when an installed folder last began or ceased to serve, 0 for never."""
+        try:
+            return os.stat(self.path(folder, _litellm.SERVED)).st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     # -- changing it
 
@@ -540,6 +617,8 @@ class Gateway:
         for file, mode in RELEASE.items():
             atomic_write(os.path.join(folder, file), texts[file], mode)
         os.symlink(os.path.join("..", "..", self.venv), os.path.join(folder, "venv"))
+        if self.database:
+            os.symlink(os.path.join("..", "..", self.database), os.path.join(folder, "database"))
         self.check_config(folder, texts)
 
     def check_config(self, folder: str, texts: dict) -> None:
@@ -547,8 +626,12 @@ class Gateway:
         source = self.params["config_source"]
         config = os.path.join(folder, "config.yaml")
         parsed = run([self.path(self.venv, "bin", "python"), "-c", CHECK_YAML, config], CHECK_TIMEOUT)
+        text = texts["config.yaml"]
         if parsed.rc != 0:
-            raise GatewayError(f"{source} renders to something that is not a YAML mapping: {parsed.said()}")
+            said = parsed.said()
+            line = re.match(r"line (\d+)", said)
+            place = f" ({_litellm.quoted_line(int(line.group(1)), text)})" if line else ""
+            raise GatewayError(f"{source} renders to something that is not a YAML mapping: {said}{place}")
         # Without the database: what it says is no matter of the configuration.
         variables = {**self.variables(texts["master_key"].strip()), _litellm.DATABASE_VARIABLE: ""}
         # The runner alone sets LMFLEET_REGISTRY: here the plugin stays idle and is not taken for a worker.
@@ -558,11 +641,19 @@ class Gateway:
         said = checked.out + checked.err
         unknown = re.findall(r"Key '([^']+)' is not a valid argument for Router", said)
         if unknown:
-            lines = ", ".join(_litellm.where(key, texts["config.yaml"]) for key in unknown)
+            lines = ", ".join(_litellm.where(key, text) for key in unknown)
             raise GatewayError(f"{source}: LiteLLM knows no router setting {lines}. Correct litellm_router_settings.")
         if checked.rc != 0:
-            reason = [line for line in said.splitlines() if "config validation failed" in line]
-            raise GatewayError(f"{source}: LiteLLM refuses it: {reason[-1] if reason else checked.said()[-2000:]}")
+            reasons = [line for line in said.splitlines() if "config validation failed" in line]
+            reason = reasons[-1] if reasons else checked.said()[-2000:]
+            argv = [self.path(self.venv, "bin", "python"), "-c", FIND_ENTRY, config]
+            line = re.search(r"found in line ([1-9]\d*)", run(argv, CHECK_TIMEOUT, environment, folder).out)
+            place = _litellm.quoted_line(int(line.group(1)), text) if line else _litellm.lines_named(reason, text)
+            raise GatewayError(f"{source}: LiteLLM refuses it: {reason}" + (place and f" ({place})"))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file beside the releases."""
+        atomic_write(self.path(name), text, LASTING[name])
 
     def switch(self, name: str | None) -> None:
         """Make `current` the release `name`, in one step; None removes the link."""
@@ -589,18 +680,52 @@ class Gateway:
                 return f"the runner did not serve it within {timeout} s; last seen: {seen}"
             time.sleep(POLL)
 
+    def handed_over(self, before: str | None, name: str) -> None:
+        """Note that the release `name` serves in the place of `before`."""
+        for release in filter(None, (before, name)):
+            for folder in self.installed(release):
+                atomic_write(self.path(folder, _litellm.SERVED), "")
+
     def tidy(self) -> list[str]:
         """Remove what is not used any more, and return its names."""
         status = self.status()
-        kept = {self.current(), status.serving if status else None}
-        releases = [name for name in self.releases() if name not in kept]
-        for name in releases:
-            shutil.rmtree(self.path("releases", name), ignore_errors=True)
-        venvs = _litellm.superfluous(self.venvs(), self.venv)
-        venvs += _litellm.superfluous(self.folders("database"), self.database)
-        for name in venvs:
+        if status is None and self.runner_lives():
+            return []  # nobody knows what it runs
+        kept = {self.current(), *(status.running() if status else ())}
+        for name in self.releases():
+            if name not in kept:
+                shutil.rmtree(self.path("releases", name), ignore_errors=True)
+        in_use = {self.venv, self.database}.union(*(self.installed(name) for name in self.releases()))
+        removed = [name for kind in ("venv", "database") for name in _litellm.superfluous(self.folders(kind), in_use)]
+        for name in removed:
             shutil.rmtree(self.path(name), ignore_errors=True)
-        return venvs
+        return removed
+
+
+def performance_cores() -> int:
+    """Return the number of fast cores of this machine, of all where they are of one kind."""
+    counted = run(["/usr/sbin/sysctl", "-n", "hw.perflevel0.physicalcpu"], 30)
+    return int(counted.out) if counted.rc == 0 and counted.out.strip().isdigit() else os.cpu_count() or 1
+
+
+def _mapping(params: dict, name: str) -> dict:
+    try:
+        value = json.loads(params[name] or "{}")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise GatewayError(f"{name} is not the JSON text of a mapping.")
+    return value
+
+
+def _text(params: dict, name: str) -> str:
+    try:
+        value = json.loads(params[name])
+    except ValueError:
+        value = None
+    if not isinstance(value, str):
+        raise GatewayError(f"{name} is not a JSON string: give the text with the filter to_json.")
+    return value
 
 
 def _ended(text: str) -> str:
@@ -640,50 +765,55 @@ def carry_out(gateway: Gateway, texts: dict, actions: list[str]) -> None:
     if "database" in actions:
         gateway.build(gateway.database, "Prisma", gateway.install_database_client)
     if "gateway_runner.py" in actions:
-        atomic_write(gateway.path("gateway_runner.py"), texts["gateway_runner.py"], MODES["gateway_runner.py"])
+        gateway.write("gateway_runner.py", texts["gateway_runner.py"])
     if "switch" in actions:
         release(gateway, texts)
-    for name in ("client_keys.json", "master_key"):
-        if name in actions:
-            atomic_write(gateway.path(name), texts[name], MODES[name])
+    if "master_key" in actions:
+        gateway.write("master_key", texts["master_key"])
+    if "client_keys.json" in actions:
+        # The time of grace begins now, however long the installation and the trial took.
+        key = texts["master_key"].strip()
+        gateway.write("client_keys.json", gateway.client_keys(key, gateway.params["master_key_grace"]))
 
 
 def release(gateway: Gateway, texts: dict) -> None:
     """Make a release of what is wanted and have it served; the one before stays when that fails."""
-    before, keys_before = gateway.current(), gateway.text("client_keys.json")
+    before, keys_before = gateway.current(), gateway.content("client_keys.json")
+    key = texts["master_key"].strip()
     name = _gateway_release.next_name(gateway.releases())
     folder = gateway.path("releases", name)
     try:
         gateway.prepare(name, texts)
-        status = gateway.status()
+        status = gateway.status(RUNNER_GRACE)
         if status and status.serving:
             # To find out costs memory for a while, but no client a request.
             try:
-                timeout = gateway.params["service"]["start_timeout"]
-                trial(folder, gateway.root, texts["master_key"].strip(), timeout, bool(gateway.database))
+                trial(folder, gateway.root, key, gateway.params["service"]["start_timeout"], bool(gateway.database))
             except TrialError as error:
-                raise GatewayError(f"{_trouble(gateway)}: on trial beside the one in use, {error}") from None
+                reason = f"on trial beside the one in use, {error}"
+                raise GatewayError(_trouble(gateway, reason, texts["config.yaml"])) from None
         # From here on the servers in use take the new key as well: clients may have it before the switch is over.
-        atomic_write(gateway.path("client_keys.json"), texts["client_keys.json"], MODES["client_keys.json"])
-        # The younger a virtual environment, the longer it is kept; this one is in use as of now.
-        os.utime(gateway.path(gateway.venv))
+        gateway.write("client_keys.json", gateway.client_keys(key, None))
         gateway.switch(name)
         # Without a runner nobody serves anything; the job is started with this release.
         reason = gateway.wait(name) if status else ""
         if reason:
-            raise GatewayError(f"{_trouble(gateway)}: {reason}")
+            raise GatewayError(_trouble(gateway, reason, texts["config.yaml"]))
+        gateway.handed_over(before, name)
     except BaseException:
         if gateway.current() == name:
             gateway.switch(before)
         if keys_before is not None:
-            atomic_write(gateway.path("client_keys.json"), keys_before, MODES["client_keys.json"])
+            gateway.write("client_keys.json", keys_before)
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _trouble(gateway: Gateway) -> str:
-    version = gateway.params["version"]
-    return f"the new release (LiteLLM {version}) is no good, and the one before still serves"
+def _trouble(gateway: Gateway, reason: str, config: str) -> str:
+    version, source = gateway.params["version"], gateway.params["config_source"]
+    named = _litellm.lines_named(reason, config)
+    place = f" Of the config, which {source} renders to, it names: {named}." if named else ""
+    return f"the new release (LiteLLM {version}) is no good, and the one before still serves: {reason}.{place}"
 
 
 def diff_of(gateway: Gateway, texts: dict, actions: list[str]) -> list[dict]:
@@ -725,7 +855,9 @@ def converge(module: AnsibleModule, gateway: Gateway) -> dict:
     if not module.check_mode:
         carry_out(gateway, texts, actions)
         actions += ["remove"] * bool(gateway.tidy())
-    return {"changed": bool(actions), "release": gateway.current(), **result}
+    status, name = gateway.status(), gateway.current()
+    unconfirmed = not module.check_mode and not (status and status.serving == name)
+    return {"changed": bool(actions), "release": name, "unconfirmed": unconfirmed, **result}
 
 
 def main() -> None:
@@ -738,8 +870,8 @@ def main() -> None:
             "uv_requirements": {"type": "str", "required": True},
             "python": {"type": "path"},
             "python_version": {"type": "str", "default": "3.12.16"},
-            "environment": {"type": "dict", "default": {}},
-            "service_environment": {"type": "dict", "default": {}},
+            "environment": {"type": "json", "no_log": True},
+            "service_environment": {"type": "json", "no_log": True},
             "database_url": {"type": "str", "no_log": True},
             "database_requirements": {"type": "str", "default": ""},
             "service": {
@@ -756,7 +888,7 @@ def main() -> None:
                     "log_files": {"type": "int", "default": 5},
                 },
             },
-            "config": {"type": "str", "required": True},
+            "config": {"type": "json", "required": True, "no_log": True},
             "config_source": {"type": "str", "default": "config"},
             "plugin": {"type": "str", "required": True},
             "launcher": {"type": "str", "required": True},
@@ -769,8 +901,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    gateway = Gateway(module.params)
     try:
+        gateway = Gateway(module.params)
+        module.no_log_values.update(gateway.secret_values())
         gateway.refuse_what_cannot_be()
         if module.check_mode:
             result = converge(module, gateway)
@@ -783,7 +916,7 @@ def main() -> None:
     except (GatewayError, LockTimeoutError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"{gateway.root}: {error}")
+        module.fail_json(msg=f"{module.params['root']}: {error}")
     module.exit_json(**result)
 
 

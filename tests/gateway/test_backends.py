@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -20,7 +21,8 @@ pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def gateway(start):
     # With the default cooldown a backend that failed in one test would be out of the next ones.
-    return start(litellm_workers=2, litellm_router_settings={"cooldown_time": 1})
+    limits = {"litellm_connect_timeout": 1, "litellm_stream_timeout": 2}
+    return start(litellm_workers=2, litellm_router_settings={"cooldown_time": 1}, **limits)
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def two(gateway, backends):
     """The gateway with two equal backends, which are given up after two seconds."""
     for backend in backends:
         backend.chunk_seconds = 0.05
-    gateway.declare([backend.deployment(timeout=2, stream_timeout=2) for backend in backends[:2]], model_groups=[])
+    gateway.declare([backend.deployment(timeout=2) for backend in backends[:2]], model_groups=[])
     return gateway
 
 
@@ -66,6 +68,19 @@ def test_a_backend_that_breaks_costs_nobody_a_request(two, backends, fault):
         backends[0].calm()
         until(lambda: backends[0].asked > 3, "the backend is back in rotation")
     traffic.assert_none_failed(least=5)
+
+
+def test_a_mac_that_takes_no_connection_is_given_up_early(two, backends):
+    """As one that is off: nothing comes back. An answer has 600 seconds."""
+    with socket.socket() as silent, socket.socket() as first:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        first.connect(silent.getsockname())  # who comes after it waits for ever
+        api_base = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        two.declare([backends[0].deployment(), backends[1].deployment(api_base=api_base)])
+        began = time.monotonic()
+        assert {two.ask()[1] for _number in range(6)} == {"mac-a"}
+        assert time.monotonic() - began < 20
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def test_settings_workers_key_and_version_change_at_once(gateway, change, instal
     variables = {
         "litellm_router_settings": {"num_retries": 3},
         "litellm_workers": 3,
+        "litellm_address": "0.0.0.0",
         "litellm_master_key": new,
         "litellm_requirements": second_environment(installation),
     }
@@ -67,7 +68,7 @@ def test_settings_workers_key_and_version_change_at_once(gateway, change, instal
     assert former not in output
     gateway.wait_until(lambda: len({report["pid"] for report in gateway.reports()} - before) == 3)
     assert gateway.ask(key=former)[0] == 200, "the former key has its time of grace"
-    assert gateway.ask(key="sk-wrong")[0] in (400, 401)
+    assert gateway.ask(key="sk-wrong")[0] == 401
     for name in ("client_keys.json", "current/gateway.env", "master_key"):
         assert (installation.root / name).stat().st_mode & 0o077 == 0
     assert new not in "".join(path.read_text() for path in (installation.root / "logs").iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ IMAGE = "registry.example.net/litellm@sha256:" + "0" * 64
 VARIABLES = {
     "litellm_runtime": "compose",
     "litellm_compose_image": IMAGE,
-    "litellm_master_key": "sk-it's $ecret\\",
+    "litellm_master_key": 'sk-it\'s "so" $ecret\\',
+    "litellm_environment": {"PLAIN": '$a \\b "c" d'},
     "litellm_redis_url": "redis://:geheim@redis.example.net:6379/0",
     "litellm_workers": 3,
     "litellm_address": "10.0.0.1",
@@ -88,12 +90,33 @@ def test_it_writes_all_that_a_container_needs(play, tmp_path, docker):
     # Secrets: in two files that nobody else can read, and nowhere else.
     for name in ("gateway.env", "master_key"):
         assert (root / name).stat().st_mode & 0o077 == 0
-    assert "LITELLM_MASTER_KEY='sk-it\\'s $ecret\\\\'" in (root / "gateway.env").read_text().splitlines()
+    variables = (root / "gateway.env").read_text().splitlines()
+    assert r'LITELLM_MASTER_KEY="sk-it' "'" r's \"so\" \$ecret\0134"' in variables
+    assert """PLAIN='$a \\b "c" d'""" in variables
     for text in (done.stdout, (root / "compose.yml").read_text(), (root / "config" / "config.yaml").read_text()):
         assert "geheim" not in text
         assert "$ecret" not in text
     assert f"compose --project-directory {root} --file" in (docker / "calls").read_text()
     assert "changed=0" in play(path=str(docker)).stdout
+
+
+@pytest.fixture
+def in_home():
+    """The path of a folder in the home, which ends with the test."""
+    path = Path.home() / f".lmfleet-test-{os.getpid()}"
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_a_folder_in_the_home_is_found_and_secrets_of_the_config_are_not_shown(play, in_home, docker):
+    settings = {"litellm_settings": {"redis_password": "geheim"}, "litellm_workers": "auto"}
+    done = play("--diff", "-vvv", path=str(docker), litellm_root=f"~/{in_home.name}", **settings)
+    assert done.returncode == 0, done.stdout
+    assert f"compose --project-directory {in_home} --file" in (docker / "calls").read_text()
+    assert "geheim" in (in_home / "config" / "config.yaml").read_text()
+    assert "geheim" not in done.stdout
+    service = yaml.safe_load((in_home / "compose.yml").read_text())["services"]["gateway"]
+    assert service["environment"]["LMFLEET_WORKERS"] == str(min(max(os.cpu_count() // 2, 1), 8))
 
 
 def test_a_compose_file_that_docker_refuses_is_not_written(play, tmp_path, docker):

@@ -100,3 +100,40 @@ def test_without_connections_a_worker_ends_at_once(server):
     process, _port = server(last_call=3600)
     process.terminate()
     process.wait(20)
+
+
+LATE = """
+import socket, sys, uvloop
+sys.path.insert(0, {files!r})
+import gateway_server, uvicorn
+gateway_server.LAST_CALL_SECONDS = 0
+
+async def app(scope, receive, send):
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": b"end"}})
+
+async def main():
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, lifespan="off", log_level="warning", fd=listener.fileno())
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    client = socket.create_connection(listener.getsockname())
+    client.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    listener.detach()
+    # Nobody has had the time to take this connection, and nobody else will.
+    await server.shutdown()
+    print(client.recv(1000).partition(b" ")[2][:3].decode())
+
+uvloop.run(main())
+"""
+
+
+def test_who_waits_to_be_taken_when_the_socket_is_closed_is_answered(installed):
+    python = installed / "current" / "venv" / "bin" / "python"
+    text = LATE.format(files=str(REPOSITORY / "roles" / "litellm" / "files"))
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    command = [python, "-c", text]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout == "200\n", done.stderr[-2000:]

@@ -219,7 +219,21 @@ def test_many_deployments_in_one_call(four, backends):
 
 
 def test_only_the_key_opens_and_only_where_it_should(four):
-    assert four.ask(key="sk-wrong")[0] in (400, 401)
+    for headers in ({"Authorization": "Bearer sk-wrong"}, {"x-api-key": "sk-wrong"}, {}):
+        for path in ("/v1/models", "/model/info"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(four.url + path, headers=headers), timeout=10)
+            with refused.value as reply:
+                said = reply.read().decode()
+            assert (refused.value.code, "auth_error" in said) == (401, True), (headers, path, said)
+        for path in ("/health/liveliness", "/health/readiness"):
+            with urllib.request.urlopen(urllib.request.Request(four.url + path, headers=headers), timeout=10) as reply:
+                assert reply.status == 200
+    # What is wrong with a request of somebody who may ask is told as it is.
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        four.open("/v1/chat/completions", {"model": "chat"})
+    with refused.value as reply:
+        assert reply.code != 401
     processes = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert four.key not in processes
     assert four.key not in four.log.read_text()

@@ -91,15 +91,22 @@ def wanted_name(root: str) -> str | None:
         return None
 
 
-def listen(address: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises ReleaseError when somebody else has the port."""
+def bind(address: str, port: int, beside: socket.socket | None = None) -> socket.socket:
+    """Return a socket that is to take the connections. Raises ReleaseError when somebody else has the port.
+
+    `beside` is a socket of this runner that has the port on another address. The two share it, so the new one does not
+    listen before it takes over: what it got until then would find nobody who answers.
+    """
     give_up = time.monotonic() + PORT_TIMEOUT
     while True:
         listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for sharing in (beside, listener) if beside else ():
+                sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((address, port))
-            listener.listen(BACKLOG)
+            if beside is None:
+                listener.listen(BACKLOG)
             return listener
         except OSError as error:
             listener.close()
@@ -151,6 +158,7 @@ class Server:
 
     def __init__(self, root: str, release: Release, listener: socket.socket, log: Log) -> None:
         self.release = release
+        self.listener = listener
         self.run = uuid.uuid4().hex
         self.began = time.monotonic()
         self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
@@ -266,7 +274,7 @@ class Runner:
         self.stopping = False
         self.reload = False
         self._listener: socket.socket | None = None
-        self._candidate_listener: socket.socket | None = None
+        self._listens_on = ("", 0)
         self._status_path = os.path.join(root, "status.json")
         self._written_at = 0.0
         self._start_after = 0.0
@@ -333,18 +341,22 @@ class Runner:
         try:
             release = read_release(self.root, name)
             self.log.limit, self.log.files = release.log_bytes, release.log_files
-            listener = self._listener
-            if listener is None or listener.getsockname()[:2] != (release.address, release.port):
-                listener = listen(release.address, release.port)
-            self.candidate = Server(self.root, release, listener, self.log)
+            self.candidate = Server(self.root, release, self._listener_for(release), self.log)
         except (ReleaseError, OSError) as error:
             self._refuse(name, str(error))
             return
-        self._candidate_listener = listener
         self.log.say(f"starting release {name} as process {self.candidate.process.pid}")
+
+    def _listener_for(self, release: Release) -> socket.socket:
+        address, port = self._listens_on
+        if self._listener and (address, port) == (release.address, release.port):
+            return self._listener
+        return bind(release.address, release.port, self._listener if port == release.port else None)
 
     def _refuse(self, name: str, reason: str) -> None:
         self.log.say(f"release {name} is not served: {reason}")
+        if self.serving and self.serving.release.name == name:
+            return  # to start it anew has failed, but it serves
         self.refused = {"release": name, "reason": reason}
         self._start_after = time.monotonic() + RESTART_AFTER
 
@@ -356,13 +368,17 @@ class Runner:
         self.candidate = None
         if trouble:
             candidate.kill()
-            if self._candidate_listener not in (self._listener, None):
-                self._candidate_listener.close()
+            if candidate.listener is not self._listener:
+                candidate.listener.close()
             self._refuse(candidate.release.name, trouble)
             return True
-        if self._listener not in (self._candidate_listener, None):
-            self._listener.close()
-        self._listener = self._candidate_listener
+        if candidate.listener is not self._listener:
+            candidate.listener.listen(BACKLOG)
+            # The servers that have the former socket as well take what is waiting there, and close it then.
+            if self._listener:
+                self._listener.close()
+            self._listener = candidate.listener
+            self._listens_on = (candidate.release.address, candidate.release.port)
         if self.serving:
             self.serving.terminate(self.serving.release.drain_timeout)
             self.ending.append(self.serving)
@@ -395,6 +411,7 @@ class Runner:
             "at": time.time(),
             "serving": self.serving.release.name if self.serving else None,
             "starting": self.candidate.release.name if self.candidate else None,
+            "ending": [server.release.name for server in self.ending],
             "refused": self.refused or None,
             "groups": [server.process.pid for server in servers],
         }
@@ -408,10 +425,9 @@ class Runner:
 
     def _end(self) -> int:
         self.log.say("stopping")
-        for listener in (self._listener, self._candidate_listener):
-            if listener:
-                listener.close()
         servers = [server for server in (self.serving, self.candidate, *self.ending) if server]
+        for server in servers:
+            server.listener.close()
         for server in servers:
             server.terminate(STOP_TIMEOUT)
         deadline = time.monotonic() + STOP_TIMEOUT

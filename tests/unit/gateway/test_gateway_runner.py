@@ -29,10 +29,13 @@ if {exits}:
     sys.exit("no luck")
 report = {{"run": os.environ["LMFLEET_RUN"]}}
 def serve():
-    while not ending.is_set():
+    while True:
         try:
             connection = listener.accept()[0]
         except BlockingIOError:
+            if ending.is_set():
+                listener.close()
+                return
             time.sleep(0.005)
             continue
         connection.setblocking(True)
@@ -42,6 +45,7 @@ def serve():
         connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: {size}\\r\\nConnection: close\\r\\n\\r\\n{word}")
         connection.close()
 listener.setblocking(False)
+listener.listen(2048)
 thread = threading.Thread(target=serve)
 thread.start()
 path = os.path.join(os.environ["LMFLEET_REGISTRY"], "applied", str(os.getpid()) + ".json")
@@ -104,8 +108,8 @@ class Gateway:
         path = self.root / "logs" / "gateway.log"
         return path.read_text() + (self.root / "said").read_text() if path.exists() else ""
 
-    def ask(self, port=None):
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)
+    def ask(self, port=None, address="127.0.0.1"):
+        connection = http.client.HTTPConnection(address, port or self.port, timeout=30)
         with contextlib.closing(connection):
             connection.request("GET", "/")
             return connection.getresponse().read().decode()
@@ -181,6 +185,7 @@ def test_who_is_being_answered_gets_the_answer_to_its_end(gateway):
     time.sleep(0.3)
     gateway.release("2")
     gateway.wait_for(serving="2")
+    assert gateway.status()["ending"] == ["1"]
     assert answers == []
     thread.join()
     assert answers == ["1"]
@@ -240,6 +245,37 @@ def test_another_port_is_opened_and_the_former_one_closed(running):
         running.ask()
 
 
+def test_another_address_with_the_same_port_takes_over_without_a_failed_request(running):
+    with clients(running) as answers:
+        for number, address in ((2, "0.0.0.0"), (3, "127.0.0.1"), (4, "::"), (5, "127.0.0.1")):
+            running.release(str(number), address=address)
+            running.wait_for(serving=str(number))
+            running.wait(lambda number=number: answers[-1] == str(number))
+            running.wait(lambda: len(running.status()["groups"]) == 1)
+            # Only who listens on all addresses is reached at this one.
+            with contextlib.nullcontext() if ":" in address or address == "0.0.0.0" else pytest.raises(OSError):
+                running.ask(address="127.0.0.2")
+
+
+def test_on_another_address_nothing_is_taken_before_there_is_somebody_who_answers(gateway):
+    gateway.release("1", address="0.0.0.0")
+    gateway.start()
+    gateway.wait_for(serving="1")
+    with clients(gateway) as answers:
+        gateway.release("2", address="127.0.0.1", exits=True)
+        gateway.wait(lambda: gateway.status()["refused"])
+    assert set(answers) == {"1"}
+
+
+@pytest.mark.parametrize("address", ["localhost", "127.1"])
+def test_an_address_in_other_words_is_the_same_for_the_next_release(gateway, address):
+    for number in ("1", "2"):
+        gateway.release(number, address=address)
+        if number == "1":
+            gateway.start()
+        gateway.wait_for(serving=number, refused=None)
+
+
 def test_a_port_that_somebody_has_is_named(running):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -264,6 +300,21 @@ def test_a_hangup_starts_the_server_anew(running):
     with clients(running):
         running.process.send_signal(signal.SIGHUP)
         running.wait(lambda: len(running.status()["groups"]) == 1 and running.status()["groups"] != group)
+
+
+def test_a_hangup_that_fails_leaves_the_server_that_is_started_again_after_a_crash(running):
+    program = running.root / "releases" / "1" / "run-gateway"
+    good = program.read_text()
+    program.write_text("#!/bin/sh\nexit 3\n")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait(lambda: "release 1 is not served: it ended with exit code 3" in running.log())
+    program.write_text(good)
+    group = running.status()["groups"]
+    assert (running.status()["serving"], running.status()["refused"]) == ("1", None)
+    os.killpg(group[0], signal.SIGKILL)
+    running.wait(lambda: running.status()["groups"] not in (group, []))
+    assert running.ask() == "1"
+    assert running.process.poll() is None
 
 
 def test_what_served_last_is_served_when_the_wanted_one_does_not_come_up(running):

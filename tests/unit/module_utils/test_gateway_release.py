@@ -32,6 +32,8 @@ def test_a_status_tells_what_became_of_a_release():
     assert release.outcome(refused, "4") == "no luck"
     assert refused.said() == "release 3 serves, release 5 is starting"
     assert status._replace(serving=None).said() == "nothing serves"
+    assert refused.running() == {"3", "5"}
+    assert release.live_status({**DOCUMENT, "ending": ["1", "2"]}, True, 101.0).running() == {"1", "2", "3"}
 
 
 @pytest.mark.parametrize(("names", "following"), [([], "1"), (["1", "10", "2"], "11"), (["x"], "1")])
@@ -52,6 +54,15 @@ def test_a_former_key_is_accepted_for_a_while():
     assert third["keys"] == [{"key": "c", "until": None}, {"key": "b", "until": 80}, {"key": "a", "until": 70}]
     # Back to a key that is still in its time of grace.
     assert release.keys_after(third, "a", 60, 30)["keys"][0] == {"key": "a", "until": None}
+
+
+def test_no_key_ends_while_a_change_is_under_way():
+    first = release.keys_after(None, "a", 60, 0)
+    during = release.keys_with(first, "b")
+    assert during["keys"] == [{"key": "b", "until": None}, {"key": "a", "until": None}]
+    second = release.keys_after(during, "b", 60, 10)
+    assert second == release.keys_after(first, "b", 60, 10)
+    assert release.keys_with(second, "a")["keys"] == [{"key": "a", "until": None}, {"key": "b", "until": None}]
 
 
 def test_a_shorter_grace_holds_for_keys_that_were_replaced_before():

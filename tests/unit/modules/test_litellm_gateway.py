@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.lmfleet.mac.plugins.module_utils import _command
 from ansible_collections.lmfleet.mac.plugins.modules import litellm_gateway
@@ -68,6 +69,8 @@ def run(root, commands, capsys):
             "runner": "run()",
             **arguments,
         }
+        for name in {"config", "environment", "service_environment"} & set(arguments):
+            arguments[name] = json.dumps(arguments[name])
         with patch_module_args(arguments), pytest.raises(SystemExit):
             litellm_gateway.main()
         return json.loads(capsys.readouterr().out)
@@ -141,10 +144,30 @@ def test_another_user_is_refused(run, root):
     assert not root.exists()
 
 
+@pytest.mark.parametrize("address", ["localhost", "mac-1.example.net", "127.1", "[::1]", ""])
+def test_what_is_no_ip_address_is_refused(run, root, address):
+    assert f"{address!r} is no address to listen on. Set litellm_address" in run(service={"address": address})["msg"]
+    assert not root.exists()
+
+
 def test_pythons_that_do_not_fit_are_refused(run, root, commands):
     commands.python = "3 9"
     assert "/opt/python is Python 3.9" in run()["msg"]
     assert not list(root.glob("venv-*"))
+
+
+@pytest.mark.parametrize(("cores", "workers"), [("1", 1), ("6", 3), ("32", 8)])
+def test_without_a_number_of_workers_the_machine_is_asked(run, root, commands, cores, workers):
+    commands.said = cores + "\n"
+    run(service={"workers": 0})
+    assert json.loads((root / "current" / "release.json").read_text())["workers"] == workers
+
+
+def test_without_fast_and_slow_cores_all_are_counted(run, root, commands, monkeypatch):
+    commands.failing = {"sysctl": "unknown oid"}
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    run(service={"workers": 0})
+    assert json.loads((root / "current" / "release.json").read_text())["workers"] == 5
 
 
 def test_uv_brings_the_python_when_none_is_given(run, root, commands):
@@ -214,12 +237,61 @@ def test_what_is_no_address_of_a_redis_is_refused_without_telling_it(run, root, 
 
 def test_secrets_of_the_config_are_not_in_the_diff(run):
     config = (
-        'router_settings: {"redis_password": "geheim", num_retries: 2}\ngeneral_settings:\n  master_key: os.environ/K\n'
+        "router_settings: {num_retries: 2, redis_password: geheim}\ngeneral_settings:\n  master_key: os.environ/K\n"
     )
     after = run(config=config)["diff"][0]["after"]
     assert "geheim" not in after
     assert "num_retries: 2" in after
     assert "os.environ/K" in after
+
+
+def test_a_config_without_secrets_is_shown_as_it_is(run):
+    assert (
+        run(config="model_list: []\nrouter_settings: {}\n")["diff"][0]["after"]
+        == "model_list: []\nrouter_settings: {}\n"
+    )
+
+
+def test_what_is_in_the_environment_and_the_config_is_in_no_log_and_no_message(run, commands, monkeypatch):
+    logged = []
+    monkeypatch.setattr(AnsibleModule, "log", lambda _module, text, log_args=None: logged.append((text, log_args)))
+    commands.failing = {"pip sync": "cannot reach http://me:geheim-1@proxy:8080 with geheim-2"}
+    environment = {"HTTPS_PROXY": "http://me:geheim-1@proxy:8080", "LITELLM_SALT_KEY": "geheim-2", "NO_DOCS": "True"}
+    result = run(environment=environment, service_environment={"A_TOKEN": "geheim-3"}, config="litellm_key: geheim-4")
+    assert result["failed"]
+    assert "installing LiteLLM 1.106.2 failed: cannot reach http://me:***" in result["msg"]
+    assert result["invocation"]["module_args"]["version"] == "1.106.2"
+    assert logged
+    assert "geheim" not in str((result, logged))
+
+
+@pytest.mark.parametrize("arguments", [{"environment": ["A"]}, {"service_environment": "A"}, {"config": {"a": 1}}])
+def test_what_is_given_in_another_form_is_refused(run, arguments):
+    (name,) = arguments
+    assert f"{name} is not " in run(**arguments)["msg"]
+
+
+def test_the_time_of_grace_begins_with_the_change_and_not_with_the_installation(run, root, runner, monkeypatch):
+    run(master_key="sk-1")
+    runner.serve("1")
+    during = []
+
+    def trial(*_arguments):
+        monkeypatch.setattr(litellm_gateway.time, "time", lambda: began + 200)
+        runner.serve("1")
+
+    def look(seconds):
+        during.append(json.loads((root / "client_keys.json").read_text())["keys"])
+        Runner.look(runner, seconds)
+
+    began = time.time()
+    monkeypatch.setattr(litellm_gateway, "trial", trial)
+    monkeypatch.setattr(litellm_gateway.time, "sleep", look)
+    assert not run(master_key="sk-2")["unconfirmed"]
+    assert during[0] == [{"key": "sk-2", "until": None}, {"key": "sk-1", "until": None}]
+    new, former = json.loads((root / "client_keys.json").read_text())["keys"]
+    assert new == {"key": "sk-2", "until": None}
+    assert former["until"] == pytest.approx(began + 500, abs=30)
 
 
 def test_a_former_key_can_be_revoked_without_another_release(run, root):
@@ -269,11 +341,12 @@ class Runner:
     """Stands for a runner that serves whatever `current` names, or refuses it."""
 
     def __init__(self, root):
-        self.root, self.refuses, self.tried = root, None, []
+        self.root, self.refuses, self.tried, self.ending = root, None, [], []
 
     def serve(self, name, **status):
         status = {"format": 1, "pid": os.getpid(), "at": time.time(), "serving": name, "starting": None, **status}
-        (self.root / "status.json").write_text(json.dumps({"refused": None, "groups": [], **status}))
+        status = {"refused": None, "groups": [], "ending": self.ending, **status}
+        (self.root / "status.json").write_text(json.dumps(status))
 
     def look(self, _seconds):
         """Do what the runner would while the module waits."""
@@ -351,9 +424,18 @@ def test_what_a_killed_run_left_refused_is_tried_again(run, runner):
 
 def test_a_runner_that_is_gone_is_not_waited_for(run, runner):
     run()
-    runner.serve("1", at=time.time() - 60)
-    assert run(config="x: 1")["release"] == "2"
+    runner.serve("1", pid=2**22 + 1)
+    result = run(config="x: 1")
+    assert (result["release"], result["unconfirmed"]) == ("2", True)
     assert runner.tried == []
+
+
+def test_a_runner_that_was_silent_for_a_while_is_waited_for(run, runner):
+    run()
+    runner.serve("1", at=time.time() - 60)
+    result = run(config="x: 1")
+    assert (result["release"], result["unconfirmed"]) == ("2", False)
+    assert [name for name, __ in runner.tried] == ["2"]
 
 
 def test_a_mode_that_was_opened_is_closed(run, root):
@@ -361,9 +443,19 @@ def test_a_mode_that_was_opened_is_closed(run, root):
     (root / "current" / "gateway.env").chmod(0o644)
     assert run()["actions"] == ["gateway.env", "switch"]
     assert mode(root / "current" / "gateway.env") == 0o600
-    (root / "master_key").chmod(0o644)
-    assert "master_key" in run(master_key="sk-1")["actions"]
-    assert mode(root / "master_key") == 0o600
+
+
+def test_another_mode_changes_no_secret(run, root):
+    run(master_key="sk-1")
+    run(master_key="sk-2")
+    names = ("master_key", "client_keys.json", "current/gateway.env")
+    before = {name: (root / name).read_text() for name in names}
+    for name in names:
+        (root / name).chmod(0o644)
+    result = run()
+    assert result["actions"] == ["gateway.env", "client_keys.json", "master_key", "switch"]
+    assert {name: (root / name).read_text() for name in names} == before
+    assert {mode(root / name) for name in names} == {0o600}
 
 
 def test_a_failed_installation_leaves_nothing_half_built_and_the_old_one_in_use(run, root, commands):
@@ -391,35 +483,98 @@ def test_what_a_killed_run_left_is_built_anew(run, root, commands):
     ("failing", "said", "message"),
     [
         (
-            {"yaml": "line 3: mapping values are not allowed here"},
+            {"yaml": "line 2: no such thing"},
             "",
-            "config.yaml.j2 renders to something that is not a YAML",
+            "renders to something that is not a YAML mapping: line 2: no such thing (line 2: num_retries: many)",
         ),
-        ({"--validate_config": "LiteLLM: config validation failed: boom"}, "", "config.yaml.j2: LiteLLM refuses it: "),
-        ({}, "Key 'alowed_fails' is not a valid argument for Router.__init__()", "no router setting alowed_fails"),
+        (
+            {"--validate_config": "LiteLLM: config validation failed: boom"},
+            "found in line 2\n",
+            "config.yaml.j2: LiteLLM refuses it: LiteLLM: config validation failed: boom (line 2: num_retries: many)",
+        ),
+        (
+            {"--validate_config": "LiteLLM: config validation failed: no 'num_retries'", "find(root": "no luck"},
+            "",
+            "failed: no 'num_retries' (num_retries (line 2: num_retries: many))",
+        ),
+        (
+            {},
+            "Key 'num_retries' is not a valid argument for Router.__init__()",
+            "LiteLLM knows no router setting num_retries (line 2: num_retries: many). Correct litellm_router_settings.",
+        ),
     ],
 )
 def test_a_config_that_litellm_refuses_does_not_replace_the_one_in_use(run, root, commands, failing, said, message):
     run()
     before = (root / "current" / "config.yaml").read_text()
     commands.failing, commands.said = failing, said
-    result = run(config="x: y", config_source="config.yaml.j2")
+    result = run(config="router_settings:\n  num_retries: many", config_source="config.yaml.j2")
     assert result["failed"]
     assert message in result["msg"]
     assert (root / "current" / "config.yaml").read_text() == before
     assert os.listdir(root / "releases") == ["1"]
 
 
+def test_what_a_new_release_names_when_it_ends_is_found_in_the_config(run, runner):
+    run()
+    runner.serve("1")
+    runner.refuses = "it ended with exit code 3: Invalid value 'many'"
+    message = run(config="router_settings:\n  num_retries: many", config_source="config.yaml.j2")["msg"]
+    assert "Of the config, which config.yaml.j2 renders to, it names: many (line 2: num_retries: many)." in message
+
+
+def venv_names(root):
+    return {path.name for path in root.glob("venv-*")}
+
+
 def test_the_former_venv_is_kept_and_older_ones_are_not(run, root):
     first = os.path.basename(run()["venv"])
     second = os.path.basename(run(requirements=LOCK + "# 2")["venv"])
-    os.utime(root / first, (1, 1))
-    os.utime(root / second, (2, 2))
+    os.utime(root / first / ".lmfleet-served", (1, 1))
     third = run(requirements=LOCK + "# 3")
     assert third["actions"][-1] == "remove"
-    assert {path.name for path in root.glob("venv-*")} == {second, os.path.basename(third["venv"])}
+    assert venv_names(root) == {second, os.path.basename(third["venv"])}
     back = run(requirements=LOCK + "# 2")
     assert back["actions"] == ["switch"]
+
+
+def test_a_venv_that_never_served_does_not_replace_the_one_to_go_back_to(run, root, runner, monkeypatch):
+    first = os.path.basename(run()["venv"])
+    runner.serve("1")
+
+    def trial(*_arguments):
+        raise litellm_gateway.TrialError("no luck")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(litellm_gateway, "trial", trial)
+        assert run(requirements=LOCK + "# 2")["failed"]
+    third = run(requirements=LOCK + "# 3")
+    assert third["actions"][-1] == "remove"
+    assert venv_names(root) == {first, os.path.basename(third["venv"])}
+
+
+def test_what_answers_its_last_requests_is_kept_until_it_ends(run, root, runner):
+    """LiteLLM imports much of itself only when it is asked for it."""
+    venvs = [run()["venv"]]
+    runner.ending = ["1", "2"]
+    for number in (2, 3, 4):
+        runner.serve(str(number - 1))
+        venvs.append(run(requirements=f"{LOCK}# {number}")["venv"])
+    assert sorted(os.listdir(root / "releases")) == ["1", "2", "4"]
+    assert {str(path) for path in root.glob("venv-*")} == set(venvs)
+    runner.ending = []
+    runner.serve("4")
+    run(requirements=f"{LOCK}# 4")
+    assert os.listdir(root / "releases") == ["4"]
+    assert {str(path) for path in root.glob("venv-*")} == set(venvs[2:])
+
+
+def test_while_a_runner_does_not_say_what_it_runs_nothing_is_removed(run, root, runner):
+    run()
+    (root / "releases" / "9").mkdir()
+    runner.serve("9", at=time.time() - 60)
+    run()
+    assert (root / "releases" / "9").exists()
 
 
 DATABASE = {
