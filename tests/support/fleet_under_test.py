@@ -19,10 +19,9 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 SANDBOX = REPOSITORY / "tests" / "sandbox" / "sandbox"
 ANSIBLE_PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
-# Three processes of pytest-xdist may run at once, each with a realm of its own.
-REALM, NETWORK = {"gw1": ("e2e-2", "10.77.9"), "gw2": ("e2e-3", "10.77.10")}.get(
-    os.environ.get("PYTEST_XDIST_WORKER", ""), ("e2e", "10.77.8")
-)
+# Each process of pytest-xdist has a realm of its own; tools/test.sh takes them down by these names.
+NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+REALM, NETWORK = f"e2e-{NUMBER}", f"10.77.{8 + NUMBER}"
 STATE = f"/var/tmp/lmfleet-sandbox/{REALM}"
 ALL_AT_ONCE = {"lmfleet_min_capacity": "0", "lmfleet_batch": "100%", "lmfleet_canary": False}
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)

@@ -19,9 +19,7 @@ INDEXES = {
     "bench": 2,
     "dev": 3,
     **{f"spare{n}": n for n in range(4, 8)},
-    "e2e": 8,
-    "e2e-2": 9,
-    "e2e-3": 10,
+    **{f"e2e-{n}": 8 + n for n in range(8)},
 }
 LARGEST_FLEET = 240
 STATE_ROOT = Path("/var/tmp/lmfleet-sandbox")
