@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What came of a part of a roll-out, and what is put back for it. Pure: no Ansible, no I/O.
 
-A part is a batch as plan_rollout tells it, or what is taken out again to be put back. The results are those of the tasks
-of a roll-out, as plain values; a task that was not needed has the result {}.
+A part is a batch as plan_rollout tells it, or what is taken out again to be put back. The results are those of the
+tasks of a roll-out, as plain values; a task that was not needed has the result {}.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def outcome(
 ) -> dict[str, Any]:
     """Return what came of `part`.
 
-    `deployments`: those of the fleet plan; `macs`: by host, what came of `idle`, `run` and `health`; `gateways`: by task
-    (`held`, `drained`, `told`, `answers`, `back`), one result for each gateway.
+    `deployments`: those of the fleet plan; `macs`: by host, what came of `idle`, `run` and `health`; `gateways`: by
+    task (`held`, `drained`, `told`, `answers`, `back`), one result for each gateway.
 
     In it, `in_the_way` has lines on gateways that kept the part from being changed. `untouched` says by host why it was
-    not changed or got back at once what it had, `mute` why it is to get that back now. `gone` and `new` are ids that the
-    gateways have to forget and to learn, `asked` those that are asked, `silent` by id why it does not serve, `resumed`
-    those that do. `behind` has lines on gateways that were not told. `well` is true when nothing of that went wrong.
+    not changed or got back at once what it had, `mute` why it is to get that back now. `gone` and `new` are ids that
+    the gateways have to forget and to learn, `asked` those that are asked, `silent` by id why it does not serve,
+    `resumed` those that do. `behind` has lines on gateways that were not told. `well`: nothing of that went wrong.
     """
     in_the_way = _lines(gateways["held"]) + _lines(gateways["drained"])
     untouched = _untouched(part["hosts"], macs, bool(in_the_way))
@@ -69,8 +69,8 @@ def to_put_back(
 ) -> list[dict[str, Any]]:
     """Return the parts that get back what they had, the last one first.
 
-    `done`: the batches so far; `outcome`: of the last of them. With `whole` all go back, otherwise the last one where it
-    does `worse` than the others, or else its Macs on which something does not answer.
+    `done`: the batches so far; `outcome`: of the last of them. With `whole` all go back, otherwise the last one where
+    it does `worse` than the others, or else its Macs on which something does not answer.
     """
     parts = []
     places = {one["id"]: one["host"] for one in deployments}
@@ -116,9 +116,8 @@ def _untouched(
 def _silent(asked: list[str], answers: list[Mapping[str, Any]]) -> dict[str, str]:
     """Return by id why it is not to get requests: one gateway that hears nothing of it is enough."""
     verdicts = [result["deployments"] for result in answers if "deployments" in result]
-    silent = {
-        one["id"]: one["problem"] for verdict in verdicts for one in verdict if not one["healthy"] and one["id"] in asked
-    }
+    told = [one for verdict in verdicts for one in verdict if one["id"] in asked]
+    silent = {one["id"]: one["problem"] for one in told if not one["healthy"]}
     troubles = _lines(answers)
     # A gateway that cannot ask knows nothing of them; only where all are like that, nobody does.
     if troubles and not verdicts:

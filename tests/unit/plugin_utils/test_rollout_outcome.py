@@ -30,7 +30,8 @@ def part(**changes):
 
 def told(part, m1=None, m2=None, **gateways):
     """Return what came of a part, where nothing else is said: all went well."""
-    macs = {host: {"idle": GOOD, "run": GOOD, "health": GOOD, **(seen or {})} for host, seen in (("m1", m1), ("m2", m2))}
+    good = {"idle": GOOD, "run": GOOD, "health": GOOD}
+    macs = {"m1": {**good, **(m1 or {})}, "m2": {**good, **(m2 or {})}}
     nothing = {"held": [], "drained": [], "told": [], "answers": [], "back": []}
     return outcome(part, DEPLOYMENTS, macs, {**nothing, **gateways})
 
