@@ -589,7 +589,8 @@ def _has(document: object, key: str, kind: type) -> bool:
     return (
         isinstance(document, dict)
         and document.get("format") == FORMAT
-        and type(document.get("generation")) is int
+        and isinstance(document.get("generation"), int)
+        and not isinstance(document["generation"], bool)
         and isinstance(document.get(key), kind)
     )
 

@@ -293,7 +293,8 @@ def _document(content: bytes, key: str, kind: type) -> dict:
     document = json.loads(content)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"not a file of format {FORMAT}")
-    if type(document.get("generation")) is not int or not isinstance(document.get(key), kind):
+    generation = document.get("generation")
+    if not isinstance(generation, int) or isinstance(generation, bool) or not isinstance(document.get(key), kind):
         raise ValueError(f"generation or {key} is missing or of the wrong type")
     return document
 
