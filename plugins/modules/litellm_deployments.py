@@ -228,6 +228,15 @@ options:
         run does not prolong it; V(0) for never. Where this is not set, a pause keeps the end it has, and a new one has
         none.
     type: float
+  claim:
+    description:
+      - File with the claim of a controller on the fleet, as M(lmfleet.mac.rollout_claim) makes it. While another one
+        than O(controller) has it, nothing is changed.
+    type: path
+  controller:
+    description:
+      - What tells this user's controller from others, as M(lmfleet.mac.fleet_lock) returns it. Required with O(claim).
+    type: str
   workers:
     description:
       - How many workers of the gateway must at least have applied the declaration. As many as the gateway was started
@@ -354,6 +363,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._claim import ClaimedError, current, refuse_others
 from ..module_utils._files import LockTimeoutError, exclusive, file_diff
 from ..module_utils._registry import (
     NO_TOKEN,
@@ -428,6 +438,11 @@ def pausing(params):
     return Pausing(params["owner"], paused, resumed, params["purge_pauses"], params["reason"], params["expire_after"])
 
 
+def claim_on(params):
+    """Return the claim that somebody has on the fleet, {} where that is of no concern."""
+    return current(params["claim"], time.time()) if params["claim"] else {}
+
+
 def wait_for_workers(registry, state, expected, timeout):
     """Return the workers that have applied `state`; raises TimeoutError when they did not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
@@ -465,7 +480,8 @@ def apply(module, registry, asked):
     refuse(module, found + group_problems(model_groups or [], after))
     groups = None if model_groups is None else wanted_groups(model_groups)
     planned = plan(wanted, groups, params["routing"], asked, state, time.time())
-    if not module.check_mode:
+    if planned.files and not module.check_mode:
+        refuse_others(claim_on(params), params["controller"])
         registry.write(planned)
     for name in planned.state.broken:
         module.warn(f"{registry.folder}/{name} is broken, or gone. The gateway's workers go on with what they had.")
@@ -540,6 +556,8 @@ def apply_api(module, registry, asked):
     for group in groups_without_traffic(planned.state, now):
         module.warn(f"All deployments of the model group {group} are paused: requests for it are refused.")
     if not module.check_mode:
+        if todo:
+            refuse_others(claim_on(params), params["controller"])
         registry.apply(todo)
         if todo and params["timeout"] > 0:
             registry.wait(planned.state, tokens, params["reload_interval"], params["timeout"])
@@ -578,9 +596,12 @@ def main():
             "purge_pauses": {"type": "bool", "default": False},
             "reason": {"type": "str"},
             "expire_after": {"type": "float"},
+            "claim": {"type": "path"},
+            "controller": {"type": "str"},
             "workers": {"type": "int"},
             "timeout": {"type": "float", "default": 30},
         },
+        required_by={"claim": "controller"},
         supports_check_mode=True,
     )
     registry = Registry(module.params["registry"])
@@ -589,7 +610,7 @@ def main():
         asked = pausing(module.params)
         if module.params["registry"] == API:
             module.exit_json(**converge_api(module, api_registry(module.params), asked))
-    except (ValueError, ApiError, OSError) as error:
+    except (ValueError, ApiError, ClaimedError, OSError) as error:
         module.fail_json(msg=str(error))
     try:
         if module.check_mode:
@@ -602,7 +623,7 @@ def main():
             registry.prepare()
             with exclusive(registry.folder, "litellm_deployments"):
                 planned, diff = apply(module, registry, asked)
-    except RegistryError as error:
+    except (RegistryError, ClaimedError) as error:
         module.fail_json(msg=str(error))
     except (LockTimeoutError, OSError) as error:
         module.fail_json(msg=f"{registry.folder}: {error}")

@@ -83,22 +83,8 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._files import LockTimeoutError, atomic_write, canonical_json, exclusive, read_json, remove_file
-
-
-class ClaimedError(Exception):
-    """Another controller has the claim; the text says which, and how to go on."""
-
-
-def current(path: str, now: float) -> dict:
-    """Return the claim that holds at `now` (seconds since the epoch), {} when there is none or it cannot be read."""
-    claim = read_json(path)
-    if not isinstance(claim, dict) or not all(isinstance(claim.get(key), str) for key in ("controller", "holder")):
-        return {}
-    times = [claim.get(key) for key in ("since", "until")]
-    if not all(isinstance(value, (int, float)) for value in times):
-        return {}
-    return claim if claim["until"] > now else {}
+from ..module_utils._claim import ClaimedError, current, refuse_others
+from ..module_utils._files import LockTimeoutError, atomic_write, canonical_json, exclusive, remove_file
 
 
 def ensure(params: dict, check_mode: bool, now: float) -> dict:
@@ -110,13 +96,8 @@ def ensure(params: dict, check_mode: bool, now: float) -> dict:
         if gone and not check_mode:
             remove_file(path)
         return {"changed": gone, "holder": "" if own else claim.get("holder", "")}
-    if claim and not own and not params["take_over"]:
-        since, until = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(claim[key])) for key in ("since", "until"))
-        raise ClaimedError(
-            f"{claim['holder']} has been changing this fleet since {since}, and may until {until}, by the clock of "
-            "this host. No instance has been changed. Run again when that run has ended. When you know that it is "
-            "dead, go on at once with -e lmfleet_take_over=true."
-        )
+    if not params["take_over"]:
+        refuse_others(claim, params["controller"])
     wanted = {
         "controller": params["controller"],
         "holder": params["holder"],

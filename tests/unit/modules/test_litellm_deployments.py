@@ -260,3 +260,17 @@ def test_tokens_are_in_no_output(run, folder):
     assert "(hidden, another one)" in again["diff"]["after"]
     assert "geheim" not in json.dumps([result["diff"], again["diff"], result["deployments"]])
     assert "geheim-2" in (folder / "deployments.json").read_text()
+
+
+@pytest.mark.usefixtures("worker")
+def test_while_another_controller_rolls_out_nothing_is_changed(run, tmp_path):
+    path = tmp_path / "rollout.json"
+    run(deployments=[A])
+    claim = {"controller": "there", "holder": "ben on there", "since": time.time(), "until": time.time() + 60}
+    path.write_text(json.dumps(claim))
+    refused = run(deployments=[B], purge=True, claim=str(path), controller="here")
+    assert "ben on there has been changing this fleet" in refused["msg"]
+    assert run(deployments=[A], claim=str(path), controller="here")["changed"] is False, "there is nothing to refuse"
+    assert run(deployments=[B], claim=str(path), controller="there")["added"] == ["b"]
+    path.write_text(json.dumps({**claim, "until": time.time() - 1}))
+    assert run(deployments=[B], purge=True, claim=str(path), controller="here")["removed"] == ["a"]
