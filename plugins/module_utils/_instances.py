@@ -187,7 +187,7 @@ def decide(wanted: Wanted, found: Found, plist_path: str, runner_version: str) -
 def interrupted(wanted: Wanted, found: Found, decision: Decision) -> list[str]:
     """Return the identifiers of the models that do not answer while a decision is carried out, of those that do now."""
     before = served(found.declaration)
-    if decision.action == "restart":
+    if decision.action == "restart" or found.moved_from:
         return sorted(before)
     if decision.action != "live" or found.declaration == wanted.content:
         return []

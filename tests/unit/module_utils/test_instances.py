@@ -258,3 +258,12 @@ def test_what_two_instances_may_not_share(changes, said):
 def test_the_runner_and_the_module_agree():
     assert instances.NEEDS_NEW_START == declaration.NEEDS_NEW_START
     assert _lmstudio_http.READ_BACK == plan.READ_BACK
+
+
+def test_what_moves_to_another_launchd_domain_does_not_answer_meanwhile():
+    moves = found(moved_from="gui", service=NOT_LOADED)
+    decision = instances.decide(WANTED, moves, PATH, "v1")
+    assert decision.action == "start"
+    assert instances.interrupted(WANTED, moves, decision) == ["m"]
+    fresh = found(service=NOT_LOADED)
+    assert instances.interrupted(WANTED, fresh, instances.decide(WANTED, fresh, PATH, "v1")) == []
