@@ -108,7 +108,7 @@ def assert_set_up(fleet):
 def test_a_token_for_an_instance_is_used_and_seen_by_nobody(scaled):
     assert TOKEN not in scaled.first.output
     for host, holders in (
-        ("mac-1", {"gateway/registry/deployments.json"}),
+        ("mac-1", {"gateway/registry/deployments.json", "gateway/registry/applied/kept/deployments.json"}),
         ("mac-2", {"instances/one/instance.json"}),
     ):
         files = scaled.on(host, f"grep -rlF {TOKEN} {ROOT} {AGENTS}").split()

@@ -95,6 +95,23 @@ def test_a_mac_that_cannot_be_reached_is_left_out_on_request(live, traffic, tmp_
         repaired(new, traffic)
 
 
+def test_macs_outside_of_the_limit_count_as_serving_when_they_answer(live, traffic, tmp_path):
+    new = slim(live, tmp_path, port=1274, length=5000)
+    with traffic:
+        traffic.wait_for(20)
+        live.plug("mac-2", "down")
+        try:
+            refused = new.play("--limit", "mac-1")
+        finally:
+            live.plug("mac-2", "up")
+        assert refused.code != 0
+        refused.said("to change chat-a on mac-1 leaves 0 of 1 serving deployments")
+        assert refused.changed == {"mac-1": 0}
+        new.play("--limit", "mac-1").succeeded()
+        assert_as_declared(new, "mac-1")
+        repaired(new, traffic)
+
+
 def test_a_killed_roll_out_is_repaired_and_the_pauses_of_others_stay(live, traffic, tmp_path):
     live.play("-e", "target=mac-2/embed", "-e", "reason=dust", playbook="drain.yml").succeeded()
     new = slim(live, tmp_path, port=1260, length=5000)

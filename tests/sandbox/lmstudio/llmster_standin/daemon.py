@@ -84,14 +84,15 @@ class App:
         if not self._open_control_port():
             self.log("no free control port (tried {})".format(", ".join(map(str, home.CONTROL_PORTS))))
             return 1
-        info = home.internal("http-server.json")
-        home.write_json(info, {"host": "127.0.0.1", "pid": os.getpid(), "port": self.control.port})
-        if not os.path.exists(home.internal("http-server-config.json")):
-            home.save_server_config()
+        # Who reads that it runs may end it at once.
         os.set_blocking(self._stop_writer, False)
         signal.set_wakeup_fd(self._stop_writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        info = home.internal("http-server.json")
+        home.write_json(info, {"host": "127.0.0.1", "pid": os.getpid(), "port": self.control.port})
+        if not os.path.exists(home.internal("http-server-config.json")):
+            home.save_server_config()
         self.log(f"llmster {self.version} ready, control port {self.control.port}")
         os.read(self._stop_reader, 1)
         self.log("stopping")
