@@ -13,7 +13,7 @@ import leftovers
 
 FOLDER = Path(__file__).parent
 # The folders by the time that their tests take; one that is not listed comes before those.
-QUICK_TO_SLOW = ["unit", "sandbox", "molecule", "gateway", "e2e"]
+QUICK_TO_SLOW = ["sanity", "unit", "sandbox", "molecule", "gateway", "e2e"]
 # Files of tests/e2e that take minutes, the longest first: none shall be left over for one process at the end.
 LONG = [
     "test_instances.py",
@@ -59,7 +59,7 @@ class SideBySide(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        if file.startswith(("tests/e2e/", "tests/unit/")):
+        if file.startswith(("tests/e2e/", "tests/unit/", "tests/sanity/")):
             return file
         return "gateway" if file.startswith("tests/gateway/") else "sandbox"
 

@@ -22,22 +22,10 @@ part() { # TITLE COMMAND...
   printf '=== %s: %s s\n' "$title" "$((SECONDS - started))"
 }
 
-finished_sanity() {
-  local code=0
-  wait "$sanity" || code=$?
-  cat .cache/sanity.log
-  return "$code"
-}
-
 part 'set up' tools/setup.sh dev sandbox
 # A run that was killed may have left sandbox Macs behind, and so may this one.
 sandbox_down
 trap sandbox_down EXIT
-# Side by side: each leaves a core idle. In a session of its own, so that it can be ended with all that it started.
-setsid .venv/bin/python tests/sanity/run.py >.cache/sanity.log 2>&1 &
-sanity=$!
-trap 'kill -- "-$sanity" 2>/dev/null || true; sandbox_down' EXIT
 part lint tools/lint.sh
-part sanity finished_sanity
 printf '\n=== tests\n'
 .venv/bin/pytest --numprocesses "$processes"
