@@ -10,6 +10,9 @@ The folder is named by the environment variable LMFLEET_REGISTRY; without it the
     applied/<pid>.json    written by each worker: what it has applied, at least once a second
     applied/kept/         written by the workers: a copy of the files above as they were last applied
 
+Deployments that litellm_deployments has put into LiteLLM's database instead are found in the router. For these, too,
+the plugin says who may have a request; LiteLLM's own routing_strategy chooses among them.
+
 A file that is missing, unreadable or broken changes nothing: the worker keeps what it has, or what the copy says when
 it has just started, and says so in its report.
 Everything runs on the event loop that also serves the requests, so no request ever sees a half-changed router.
@@ -21,6 +24,7 @@ import asyncio
 import contextlib
 import json
 import math
+import operator
 import os
 import sys
 import time
@@ -41,7 +45,11 @@ ROUTER_POLL_SECONDS = 0.001
 UPSERTS_IN_A_ROW = 20
 LARGEST = 1e15
 ROUTINGS = ("round_robin", "shuffle", "least_busy", "usage")
+# Leaves the choice to LiteLLM.
+SHUFFLE = "shuffle"
 FALLBACKS = ("fallbacks", "context_window_fallbacks")
+# What litellm_deployments notes in model_info of a deployment in the database (plugins/module_utils/_registry_api.py).
+NOTE = "lmfleet"
 # A report that is older is of no worker, also when its process id belongs to somebody again.
 REPORT_SECONDS = 60.0
 # The guard only steers load: where it has paused all, it has paused none, and its file may go.
@@ -184,6 +192,7 @@ class Facts:
     """What choosing needs to know of the declared deployments, looked up once for each declaration."""
 
     def __init__(self, deployments: dict[str, dict], workers: int) -> None:
+        self.ids = set(deployments)
         self.groups = {deployment["model_name"] for deployment in deployments.values()}
         self.ordered = {
             deployment["model_name"]
@@ -221,6 +230,15 @@ def paused_now(pauses: dict[str, dict[str, dict]], now: float) -> tuple[set[str]
         current = {name for name, pause in paused.items() if pause.get("until") is None or pause["until"] > now}
         (advised if owner == ADVISORY_OWNER else stopped).update(current)
     return stopped, advised
+
+
+def stored(models: list[dict]) -> dict[str, dict]:
+    """Return id to deployment of those of the router's models that litellm_deployments has put into the database."""
+    return {
+        _id(model): model
+        for model in models
+        if _is_deployment(model) and model["model_info"].get("db_model") and NOTE in model["model_info"]
+    }
 
 
 def untried(ids: list[str], request_kwargs: dict | None) -> list[str]:
@@ -407,12 +425,17 @@ class Registry(CustomLogger):
         self.workers = int(os.environ.get("LMFLEET_WORKERS", "1"))
         self.facts = Facts({}, self.workers)
         self._applied: dict[str, dict] = {}
+        self._stored: dict[str, dict] = {}
+        # The router's models at the last look. Kept, so that no new one can have the identity of an old one.
+        self._models: list[dict] = []
         self._own_fallbacks: dict[str, list] | None = None
         self._generation: int | None = None
         self._started_at = time.time()
         self._failure: str | None = None
         self._pending: dict | None = None
         if folder:
+            # Until a file says otherwise.
+            self.routing = SHUFFLE
             self._folder = Path(folder)
             self._report_path = self._folder / "applied" / f"{os.getpid()}.json"
             self._copies = self._folder / "applied" / "kept"
@@ -490,10 +513,11 @@ class Registry(CustomLogger):
         ids = [candidate["model_info"]["id"] for candidate in healthy_deployments]
         request_kwargs = request_kwargs or {}
         allowed = self._with_room(untried(self._open(ids), request_kwargs))
-        if len(allowed) > 1 and self.routing != "shuffle":
+        allowed = [name for name in allowed if name not in self.facts.weightless] or allowed
+        if len(allowed) > 1 and self.routing != SHUFFLE:
             target = request_kwargs.get("_target_order")
             allowed = self._first_in_order(model, healthy_deployments, ids, allowed, target)
-        if not allowed or (len(allowed) > 1 and self.routing == "shuffle"):
+        if not allowed or (len(allowed) > 1 and self.routing == SHUFFLE):
             if len(allowed) == len(ids):
                 return healthy_deployments
             keep = set(allowed)
@@ -530,8 +554,6 @@ class Registry(CustomLogger):
         return [_id(candidate) for candidate in get_order_filtered_deployments(left, target_order=target)]
 
     def _choose(self, model: str, ids: list[str]) -> str:
-        if self.facts.weightless:
-            ids = [name for name in ids if name not in self.facts.weightless] or ids
         due = self.rotation.due(model, ids)
         if self.routing == "least_busy":
             in_flight = self.load.in_flight
@@ -544,7 +566,7 @@ class Registry(CustomLogger):
     async def async_pre_call_deployment_hook(self, kwargs, call_type):
         """Note where an attempt goes (LiteLLM's hook)."""
         deployment = (kwargs.get("model_info") or {}).get("id")
-        if deployment in self._applied:
+        if deployment in self.facts.ids:
             self.load.begin(_attempt.get(), deployment)
 
     async def async_post_call_failure_deployment_hook(self, request_data, exception, call_type, fallback_depth=None):
@@ -617,9 +639,35 @@ class Registry(CustomLogger):
             await self._apply(router, self._pending)
             self._pending = None
             changed = True
+        changed |= await self._adopt(router)
         for file in (self._deployments, *self._pause_files.values()):
             file.save()
         return changed
+
+    async def _adopt(self, router) -> bool:
+        """Learn what the database has, which LiteLLM itself puts into the router; return whether that is news."""
+        models = router.model_list
+        if len(models) == len(self._models) and all(map(operator.is_, models, self._models)):
+            return False
+        self._models = list(models)
+        former, self._stored = self._stored, stored(models)
+        if self._stored == former:
+            return False
+        self.routing = self._declared_routing()
+        self._know()
+        self._set_checks(router)
+        await self._trust(router, {name for name in former if self._stored.get(name, former[name]) != former[name]})
+        return True
+
+    def _declared_routing(self) -> str:
+        declared = self._deployments.content
+        return SHUFFLE if self._stored or declared is None else declared["routing"]
+
+    def _know(self) -> None:
+        """Look up what choosing needs to know, and forget what is gone."""
+        self.facts = Facts({**self._applied, **self._stored}, self.workers)
+        for memory in (self.rotation, self.load, self.outcomes):
+            memory.keep(self.facts.ids)
 
     async def _trust(self, router, deployments: set[str]) -> None:
         """Forget the failures of deployments: whoever ends a pause, or moves one, has seen to it that they answer."""
@@ -653,10 +701,11 @@ class Registry(CustomLogger):
     async def _apply(self, router, document: dict) -> None:
         wanted: dict[str, dict] = document["deployments"]
         self.rejected = {}
-        self.routing = document["routing"]
+        self.routing = self._declared_routing()
         # What is known to choosing before it can be chosen, and until it no longer can.
-        self.facts = Facts({**self._applied, **wanted}, self.workers)
-        self._set_router(router, document["groups"])
+        self.facts = Facts({**self._applied, **wanted, **self._stored}, self.workers)
+        self._set_checks(router)
+        self._set_fallbacks(router, document["groups"])
         # A worker that starts has nothing to serve yet: it takes all before it answers anyone.
         pause_after = UPSERTS_IN_A_ROW if self._applied else len(wanted) + 1
         different = [item for item in wanted.items() if self._applied.get(item[0]) != item[1]]
@@ -675,26 +724,26 @@ class Registry(CustomLogger):
         for deployment_id in [known for known in self._applied if known not in wanted]:
             router.delete_deployment(id=deployment_id)
             del self._applied[deployment_id]
-        self.facts = Facts(self._applied, self.workers)
-        self.rotation.keep(set(self._applied))
-        self.load.keep(set(self._applied))
-        self.outcomes.keep(set(self._applied))
+        self._know()
         self._generation = document["generation"]
 
-    def _set_router(self, router, groups: dict[str, dict]) -> None:
-        if self._own_fallbacks is None:
-            self._own_fallbacks = {name: list(getattr(router, name) or []) for name in FALLBACKS}
+    def _set_checks(self, router) -> None:
         if self.facts.windows:
             # Otherwise LiteLLM does not look at the size of a context before it asks.
             router.enable_pre_call_checks = True
+        # LiteLLM asks nobody else after 404, unless there is a policy for it: a backend's address may be another's now.
+        policy = getattr(router, "retry_policy", None)
+        own = policy.model_dump(exclude_none=True) if policy else {}
+        router.update_settings(retry_policy={"NotFoundErrorRetries": router.num_retries, **own})
+
+    def _set_fallbacks(self, router, groups: dict[str, dict]) -> None:
+        if self._own_fallbacks is None:
+            self._own_fallbacks = {name: list(getattr(router, name) or []) for name in FALLBACKS}
         settings = {
             name: own + [{group: groups[group][name]} for group in sorted(groups) if groups[group].get(name)]
             for name, own in self._own_fallbacks.items()
         }
-        # LiteLLM asks nobody else after 404, unless there is a policy for it: a backend's address may be another's now.
-        policy = getattr(router, "retry_policy", None)
-        own = policy.model_dump(exclude_none=True) if policy else {}
-        router.update_settings(**settings, retry_policy={"NotFoundErrorRetries": router.num_retries, **own})
+        router.update_settings(**settings)
 
     def _upsert(self, router, deployment_id: str, raw: dict) -> str | None:
         if deployment_id not in self._applied and router.get_deployment(model_id=deployment_id) is not None:
@@ -715,6 +764,8 @@ class Registry(CustomLogger):
 
     def _errors(self) -> list[str]:
         files = [self._deployments, *self._pause_files.values()]
+        if self._stored and self._deployments.content is None:
+            files.remove(self._deployments)
         return [file.error for file in files if file.error] + [self._failure] * bool(self._failure)
 
     def _report(self) -> None:
@@ -733,7 +784,7 @@ class Registry(CustomLogger):
                 owner: file.content["generation"] for owner, file in self._pause_files.items() if file.content
             },
             "routing": self.routing,
-            "deployments": sorted(self._applied),
+            "deployments": sorted(self.facts.ids),
             "in_flight": dict(self.load.in_flight),
             "outcomes": self.outcomes.report(),
             "rejected": self.rejected,

@@ -45,11 +45,16 @@ class FakeRouter:
 
     def __init__(self):
         self.deployments = {}
+        self.database = []
         self.calls = []
         self.fallbacks = [{"own": ["x"]}]
         self.context_window_fallbacks = None
         self.num_retries, self.retry_policy = 2, None
         self.cooldown_cache = FakeCooldowns()
+
+    @property
+    def model_list(self):
+        return [vars(deployment) for deployment in self.deployments.values()] + self.database
 
     def get_deployment(self, model_id):
         return self.deployments.get(model_id)
@@ -60,8 +65,10 @@ class FakeRouter:
             self.deployments[deployment.model_info["id"]] = deployment
 
     def update_settings(self, **settings):
-        policy = settings.pop("retry_policy")
-        vars(self).update(settings, retry_policy=types.SimpleNamespace(model_dump=lambda exclude_none: policy))
+        policy = settings.pop("retry_policy", None)
+        if policy:
+            self.retry_policy = types.SimpleNamespace(model_dump=lambda exclude_none: policy)
+        vars(self).update(settings)
 
     def delete_deployment(self, id):
         self.calls.append(f"-{id}")
@@ -114,6 +121,13 @@ def router(monkeypatch):
 
 def candidate(name, **params):
     return {"model_name": "g", "litellm_params": {"model": "openai/m", **params}, "model_info": {"id": name}}
+
+
+def stored(name, group="g", weight=None, **info):
+    """Return a deployment as LiteLLM has it in its router when litellm_deployments has put it into the database."""
+    params = {"model": "openai/m", **({} if weight is None else {"weight": weight})}
+    noted = {"id": name, "mode": "chat", "db_model": True, "blocked": False, "lmfleet": "{}", **info}
+    return {"model_name": group, "litellm_params": params, "model_info": noted}
 
 
 def limited(name, limit):
@@ -640,6 +654,92 @@ class TestFollowing:
     def test_without_a_folder_it_does_nothing(self, plugin, tmp_path):
         assert plugin.registry.pauses == {}
         assert not hasattr(plugin.registry, "_task")
+
+
+class TestDatabase:
+    """There is no deployments.json: LiteLLM itself takes the deployments from its database into the router."""
+
+    def follow(self, files, router, deployments, scenario):
+        router.database = deployments
+
+        async def run(registry, until):
+            await until(lambda r: r["deployments"] == sorted(d["model_info"]["id"] for d in deployments))
+            await scenario(registry, until)
+
+        files.follow(run)
+
+    async def choose(self, registry, candidates):
+        return ids(await registry.async_filter_deployments("g", candidates, None, request_kwargs={}))
+
+    def test_litellm_chooses_among_those_that_may_be_asked(self, files, router, plugin):
+        deployments = [stored("a"), stored("b", parallel_limit=1), stored("none", weight=0), stored("c")]
+
+        async def scenario(registry, _until):
+            assert await self.choose(registry, deployments) == ["a", "b", "c"]
+            plugin._attempt.set(plugin.Attempt())
+            await registry.async_pre_call_deployment_hook({"model_info": {"id": "b"}}, None)
+            assert registry.load.in_flight == {"b": 1}
+            assert await self.choose(registry, deployments) == ["a", "c"]
+            assert await self.choose(registry, deployments[2:3]) == ["none"]
+
+        self.follow(files, router, deployments, scenario)
+
+    def test_chat_and_embeddings_do_not_mix_and_failures_are_told_alike(self, files, router):
+        async def scenario(registry, _until):
+            with pytest.raises(FakeHTTPError, match="e is an embedding model"):
+                await registry.async_pre_call_hook(None, None, {"model": "e"}, "acompletion")
+            told = await registry.async_post_call_failure_hook({"model": "g"}, StatusError(500), None)
+            assert told.status_code == 503
+            assert files.report()["error"] is None
+            assert router.retry_policy.model_dump(exclude_none=True) == {"NotFoundErrorRetries": 2}
+            assert router.enable_pre_call_checks is True
+
+        self.follow(files, router, [stored("a", max_input_tokens=9), stored("e-1", "e", mode="embedding")], scenario)
+        assert router.calls == []
+
+    def test_a_change_counts_at_once_and_trusts_what_was_changed(self, files, router):
+        async def scenario(registry, until):
+            router.cooldown_cache.keys = {"key of a", "key of b"}
+            registry.outcomes.note("b", ended=1)
+            kept = router.database[1]
+            router.database = [stored("a", parallel_limit=3), kept, stored("c")]
+            await until(lambda r: r["deployments"] == ["a", "b", "c"])
+            assert registry.facts.limits == {"a": 3}
+            assert router.cooldown_cache.keys == {"key of b"}
+            router.database = [kept]
+            await until(lambda r: r["deployments"] == ["b"])
+            assert files.report()["outcomes"]["deployments"] == {"b": {"ended": 1}}
+
+        self.follow(files, router, [stored("a"), stored("b")], scenario)
+
+    def test_nothing_is_looked_up_anew_without_a_change(self, files, router, plugin, monkeypatch):
+        async def scenario(_registry, _until):
+            monkeypatch.setattr(plugin, "stored", lambda models: 1 / 0)
+            await asyncio.sleep(0.1)
+            assert files.report()["error"] is None
+
+        plugin.HEARTBEAT_SECONDS = 0.05
+        self.follow(files, router, [stored("a")], scenario)
+
+    def test_what_others_made_is_left_alone(self, files, router):
+        config, by_hand = stored("config", "config", db_model=False), stored("hand", "hand")
+        del by_hand["model_info"]["lmfleet"]
+
+        async def scenario(registry, until):
+            router.database = [*router.database, config, by_hand, stored("b")]
+            await until(lambda r: r["deployments"] == ["a", "b"])
+            assert registry.facts.groups == {"g"}
+
+        self.follow(files, router, [stored("a")], scenario)
+
+    def test_files_that_were_left_behind_do_not_choose(self, files, router):
+        files.write("deployments.json", document(1, candidate("a"), candidate("b")))
+
+        async def scenario(registry, _until):
+            router.deployments.clear()
+            assert await self.choose(registry, router.database) == ["a", "b"]
+
+        self.follow(files, router, [stored("a"), stored("b")], scenario)
 
 
 class TestRules:
