@@ -34,6 +34,7 @@ from pathlib import Path
 
 from fastapi import HTTPException
 from litellm._logging import verbose_proxy_logger
+from litellm.exceptions import RateLimitError
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.types.router import Deployment
 from litellm.utils import get_order_filtered_deployments
@@ -57,6 +58,8 @@ ADVISORY_OWNER = "guard"
 # A deployment that was passed over catches up one turn. (Sums of fractions are not exact, so there is some room.)
 TURNS_OWED = 1.5
 USAGE_SECONDS = 60.0
+# What a deployment may have limits of, and what a request counts before it is sent: its tokens are known afterwards.
+RATES = {"rpm": 1, "tpm": 0}
 # What LiteLLM makes of a backend that is gone, broken or too slow, and of a model group that has none left.
 BACKEND_FAULTS = (408, 429, 500, 502, 503, 504)
 # What a backend says of a request that is wrong, or too large for it.
@@ -118,6 +121,9 @@ class Attempt:
     deployment: str | None = None
     since = 0.0
     over = False
+    #: What the client has asked for, and the deployment that the attempt is counted at.
+    model: str | None = None
+    counted: str | None = None
     #: Whether the last backend answered as no LM Studio does that the client may use.
     stranger = False
 
@@ -164,6 +170,47 @@ class Load:
         self._tokens = {deployment: used for deployment, used in self._tokens.items() if deployment in ids}
 
 
+class Rates:
+    """Requests and tokens of this minute, at deployments that have limits of them.
+
+    Where there is a Redis, it counts for all gateways that use it. Otherwise each worker has its share of the limits.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._minute = 0
+        self._counts: Counter[str] = Counter()
+        self._full: dict[str, int] = {}
+
+    def left(self, ids: list[str]) -> list[str]:
+        """Return those of `ids` that are not known to have reached a limit in this minute."""
+        minute = _minute()
+        return [name for name in ids if self._full.get(name) != minute]
+
+    async def take(self, redis, name: str, limits: dict[str, int]) -> bool:
+        """Count a request to a deployment; return whether it may be sent."""
+        minute = _minute()
+        for kind in limits:
+            counted, workers = await self.add(redis, name, kind, RATES[kind])
+            if counted - RATES[kind] >= -(-limits[kind] // workers):
+                self._full[name] = minute
+                return False
+        return True
+
+    async def add(self, redis, name: str, kind: str, amount: int) -> tuple[float, int]:
+        """Count, and return how much it is in this minute, and how many such workers share the limit."""
+        minute = _minute()
+        if minute != self._minute:
+            self._minute, self._counts = minute, Counter()
+        key = f"lmfleet:{name}:{kind}:{minute}"
+        own = self._counts[key] = self._counts[key] + amount
+        if redis is not None:
+            # One that is down costs no request.
+            with contextlib.suppress(Exception):
+                return await redis.async_increment(key, amount, ttl=2 * 60), 1
+        return own, self._workers
+
+
 class Outcomes:
     """What has come of the requests of this worker, since it began.
 
@@ -206,6 +253,8 @@ class Facts:
             for name, deployment in deployments.items()
             if deployment["model_info"].get("parallel_limit")
         }
+        rates = {name: _rates(deployment) for name, deployment in deployments.items()}
+        self.rates = {name: limits for name, limits in rates.items() if limits}
         self.windows = any(deployment["model_info"].get("max_input_tokens") for deployment in deployments.values())
         self.modes = {}
         for name, deployment in deployments.items():
@@ -220,6 +269,14 @@ def _id(deployment: dict) -> str:
 def _weight(deployment: dict) -> float:
     weight = deployment["litellm_params"].get("weight")
     return 1.0 if weight is None else float(weight)
+
+
+def _rates(deployment: dict) -> dict[str, int]:
+    return {kind: deployment["model_info"][kind] for kind in RATES if deployment["model_info"].get(kind)}
+
+
+def _minute() -> int:
+    return int(time.time() // 60)
 
 
 def paused_now(pauses: dict[str, dict[str, dict]], now: float) -> tuple[set[str], set[str]]:
@@ -288,7 +345,7 @@ def parse_deployments(content: bytes) -> dict:
         if not _is_deployment(deployment):
             raise ValueError(
                 "a deployment without model_info.id, model_name or litellm_params.model, or with a weight, order, "
-                "parallel_limit or mode of the wrong type"
+                "parallel_limit, rpm, tpm or mode of the wrong type"
             )
         if _id(deployment) in by_id:
             raise ValueError(f"the deployment id {_id(deployment)} is used twice")
@@ -320,7 +377,7 @@ def _is_deployment(entry) -> bool:
     try:
         params, info = entry["litellm_params"], entry["model_info"]
         names = (info["id"], entry["model_name"], params["model"], info.get("mode", "chat"))
-        numbers = (params.get("weight"), params.get("order"), info.get("parallel_limit"))
+        numbers = (params.get("weight"), params.get("order"), *(info.get(key) for key in ("parallel_limit", *RATES)))
     except (KeyError, TypeError, AttributeError):
         return False
     return all(isinstance(name, str) and name for name in names) and all(
@@ -423,6 +480,7 @@ class Registry(CustomLogger):
         # Those that answered as something else than LM Studio, to the time until which they are avoided.
         self.unfit: dict[str, float] = {}
         self.workers = int(os.environ.get("LMFLEET_WORKERS", "1"))
+        self.rates = Rates(self.workers)
         self.facts = Facts({}, self.workers)
         self._applied: dict[str, dict] = {}
         self._stored: dict[str, dict] = {}
@@ -454,6 +512,7 @@ class Registry(CustomLogger):
         if mode == "chat" and call_type in EMBEDDING_CALLS:
             raise HTTPException(400, f"{data['model']} is no embedding model: ask another one for embeddings.")
         attempt = Attempt()
+        attempt.model = data.get("model")
         _attempt.set(attempt)
         # The task ends when the answer is sent, also one that is streamed, or when the client has gone.
         asyncio.current_task().add_done_callback(lambda _task: self._over(attempt))
@@ -511,21 +570,52 @@ class Registry(CustomLogger):
     ):
         """Narrow the candidates of one attempt of one request (LiteLLM's hook)."""
         ids = [candidate["model_info"]["id"] for candidate in healthy_deployments]
-        request_kwargs = request_kwargs or {}
-        allowed = self._with_room(untried(self._open(ids), request_kwargs))
+        attempt = _attempt.get()
+        if attempt is not None:
+            attempt.counted = None
+        while True:
+            allowed = self._allowed(model, healthy_deployments, ids, request_kwargs or {})
+            if not allowed or (len(allowed) > 1 and self.routing == SHUFFLE):
+                if len(allowed) == len(ids):
+                    return healthy_deployments
+                keep = set(allowed)
+                return [candidate for candidate, name in zip(healthy_deployments, ids, strict=True) if name in keep]
+            chosen = healthy_deployments[ids.index(self._choose(model, allowed))]
+            self.rotation.take(model, _id(chosen), _weight(chosen) or 1.0)
+            self.load.begin(attempt, _id(chosen))
+            if await self._count(attempt, _id(chosen)):
+                return [chosen]
+            self.load.end(attempt)
+
+    def _allowed(self, model, candidates, ids: list[str], request_kwargs: dict) -> list[str]:
+        within = self._open(ids)
+        if self.facts.rates and within:
+            within = self.rates.left(within)
+            if not within:
+                raise self._refusal(model)
+        allowed = self._with_room(untried(within, request_kwargs))
         allowed = [name for name in allowed if name not in self.facts.weightless] or allowed
         if len(allowed) > 1 and self.routing != SHUFFLE:
-            target = request_kwargs.get("_target_order")
-            allowed = self._first_in_order(model, healthy_deployments, ids, allowed, target)
-        if not allowed or (len(allowed) > 1 and self.routing == SHUFFLE):
-            if len(allowed) == len(ids):
-                return healthy_deployments
-            keep = set(allowed)
-            return [candidate for candidate, name in zip(healthy_deployments, ids, strict=True) if name in keep]
-        chosen = healthy_deployments[ids.index(self._choose(model, allowed))]
-        self.rotation.take(model, _id(chosen), _weight(chosen) or 1.0)
-        self.load.begin(_attempt.get(), _id(chosen))
-        return [chosen]
+            return self._first_in_order(model, candidates, ids, allowed, request_kwargs.get("_target_order"))
+        return allowed
+
+    async def _count(self, attempt: Attempt | None, deployment: str) -> bool:
+        """Count an attempt at a deployment that has limits; return whether it may go there."""
+        if deployment not in self.facts.rates:
+            return True
+        if attempt is not None:
+            attempt.counted = deployment
+        return await self.rates.take(self._redis(), deployment, self.facts.rates[deployment])
+
+    def _redis(self):
+        return getattr(getattr(self._router(), "cache", None), "redis_cache", None)
+
+    @staticmethod
+    def _refusal(model: str) -> RateLimitError:
+        # LiteLLM would wait before it tries again where it wants to.
+        error = RateLimitError(f"{model} has had its requests or tokens of this minute.", "", model, num_retries=0)
+        error.cooldown_time = 60 - time.time() % 60
+        return error
 
     def _open(self, ids: list[str]) -> list[str]:
         if self.stopped:
@@ -566,8 +656,14 @@ class Registry(CustomLogger):
     async def async_pre_call_deployment_hook(self, kwargs, call_type):
         """Note where an attempt goes (LiteLLM's hook)."""
         deployment = (kwargs.get("model_info") or {}).get("id")
-        if deployment in self.facts.ids:
-            self.load.begin(_attempt.get(), deployment)
+        if deployment not in self.facts.ids:
+            return
+        attempt = _attempt.get()
+        self.load.begin(attempt, deployment)
+        # What LiteLLM has chosen is not counted yet. Who asks for one deployment by its id gets it.
+        uncounted = attempt is not None and attempt.counted != deployment and attempt.model != deployment
+        if uncounted and not await self._count(attempt, deployment):
+            raise RateLimitError(f"{deployment} has had its requests or tokens of this minute.", "", deployment)
 
     async def async_post_call_failure_deployment_hook(self, request_data, exception, call_type, fallback_depth=None):
         """Note the end of an attempt that failed (LiteLLM's hook)."""
@@ -586,11 +682,15 @@ class Registry(CustomLogger):
 
     async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
         """Note what a request has used (LiteLLM's hook)."""
-        if self.routing == "usage":
-            deployment = ((kwargs.get("litellm_params") or {}).get("model_info") or {}).get("id")
-            tokens = getattr(getattr(response_obj, "usage", None), "total_tokens", None)
-            if deployment and tokens:
-                self.load.add_tokens(deployment, tokens, time.monotonic())
+        deployment = ((kwargs.get("litellm_params") or {}).get("model_info") or {}).get("id")
+        limited = "tpm" in self.facts.rates.get(deployment, ())
+        if not deployment or not (limited or self.routing == "usage"):
+            return
+        tokens = getattr(getattr(response_obj, "usage", None), "total_tokens", None)
+        if tokens:
+            self.load.add_tokens(deployment, tokens, time.monotonic())
+            if limited:
+                await self.rates.add(self._redis(), deployment, "tpm", tokens)
 
     async def _follow(self) -> None:
         while self._router() is None:

@@ -87,12 +87,20 @@ class FakeHTTPError(Exception):
         self.status_code = status_code
 
 
+class FakeRateLimitError(Exception):
+    status_code = 429
+
+    def __init__(self, message, llm_provider, model, num_retries=None):
+        super().__init__(message)
+
+
 @pytest.fixture
 def plugin(monkeypatch):
     """The plugin's module, with the names it takes from LiteLLM and FastAPI replaced."""
     for name, attributes in {
         "fastapi": {"HTTPException": FakeHTTPError},
         "litellm": {},
+        "litellm.exceptions": {"RateLimitError": FakeRateLimitError},
         "litellm._logging": {"verbose_proxy_logger": logging.getLogger("plugin")},
         "litellm.integrations": {},
         "litellm.integrations.custom_logger": {"CustomLogger": type("CustomLogger", (), {})},
@@ -358,6 +366,123 @@ class TestLoad:
         assert registry.load.tokens("a", now + plugin.USAGE_SECONDS) < 26
         registry.load.keep({"b"})
         assert registry.load.tokens("a", now) == 0
+
+
+def rated(name, **limits):
+    return {**candidate(name), "model_info": {"id": name, **limits}}
+
+
+class FakeRedis:
+    def __init__(self):
+        self.counts, self.down = Counter(), False
+
+    async def async_increment(self, key, value, ttl):
+        # Others have their turn meanwhile.
+        await asyncio.sleep(0)
+        if self.down:
+            raise ConnectionError
+        self.counts[key] += value
+        return self.counts[key]
+
+
+class TestRates:
+    @pytest.fixture
+    def redis(self, router):
+        router.cache = types.SimpleNamespace(redis_cache=FakeRedis())
+        return router.cache.redis_cache
+
+    @pytest.fixture
+    def minute(self, plugin, monkeypatch):
+        """The minute that it is, in a list."""
+        now = [100]
+        monkeypatch.setattr(plugin, "_minute", lambda: now[0])
+        return now
+
+    def registry(self, plugin, *deployments, workers=1, routing="round_robin"):
+        registry = plugin.Registry(None)
+        registry.workers, registry.rates, registry.routing = workers, plugin.Rates(workers), routing
+        declare(plugin, registry, *deployments, workers=workers)
+        return registry
+
+    def asked(self, plugin, registry, candidates, count):
+        """Return how many of `count` requests at once each deployment gets; None for a refused one."""
+
+        async def request():
+            attempt = plugin.Attempt()
+            attempt.model = "g"
+            plugin._attempt.set(attempt)
+            try:
+                left = await registry.async_filter_deployments("g", candidates, None, request_kwargs={})
+                # As LiteLLM would with shuffle.
+                await registry.async_pre_call_deployment_hook({"model_info": left[-1]["model_info"]}, None)
+                return left[-1]["model_info"]["id"]
+            except FakeRateLimitError:
+                return None
+
+        async def run():
+            return Counter(await asyncio.gather(*(asyncio.create_task(request()) for _number in range(count))))
+
+        return asyncio.run(run())
+
+    @pytest.mark.parametrize("routing", ["round_robin", "least_busy", "usage"])
+    def test_others_get_what_is_beyond_a_limit(self, plugin, router, minute, redis, routing):
+        two = [rated("a", rpm=5), candidate("b")]
+        registry = self.registry(plugin, *two, routing=routing)
+        assert self.asked(plugin, registry, two, 30) == {"a": 5, "b": 25}
+        assert registry.load.in_flight == {"a": 5, "b": 25}
+        minute[0] += 1
+        registry.load.in_flight.clear()
+        assert self.asked(plugin, registry, two, 4)["a"] >= 2
+
+    def test_what_none_may_answer_is_refused_until_the_minute_is_over(self, plugin, router, minute, redis):
+        two = [rated("a", rpm=5), rated("b", rpm=2)]
+        registry = self.registry(plugin, *two)
+        assert self.asked(plugin, registry, two, 10) == {"a": 5, "b": 2, None: 3}
+        assert registry.load.in_flight == {"a": 5, "b": 2}
+        with pytest.raises(FakeRateLimitError, match="g has had its requests") as refused:
+            choose(registry, two)
+        assert 0 < refused.value.cooldown_time <= 60
+        minute[0] += 1
+        assert choose(registry, two)
+
+    def test_gateways_share_a_limit_through_redis(self, plugin, router, minute, redis):
+        one = [rated("a", rpm=5)]
+        gateways = [self.registry(plugin, *one, workers=2) for _gateway in "12"]
+        assert [self.asked(plugin, gateway, one, 3) for gateway in gateways] == [{"a": 3}, {"a": 2, None: 1}]
+
+    def test_without_redis_workers_share_it_evenly(self, plugin, router, minute, redis):
+        one = [rated("a", rpm=5)]
+        redis.down = True
+        assert self.asked(plugin, self.registry(plugin, *one, workers=2), one, 9) == {"a": 3, None: 6}
+        router.cache.redis_cache = None
+        assert self.asked(plugin, self.registry(plugin, *one, workers=2), one, 9) == {"a": 3, None: 6}
+
+    def test_tokens(self, plugin, router, minute, redis):
+        two = [rated("a", tpm=150), candidate("b")]
+        registry = self.registry(plugin, *two)
+        used = types.SimpleNamespace(usage=types.SimpleNamespace(total_tokens=100))
+        for name in "aa":
+            assert self.asked(plugin, registry, two, 2) == {"a": 1, "b": 1}
+            call = {"litellm_params": {"model_info": {"id": name}}}
+            asyncio.run(registry.async_log_success_event(call, used, None, None))
+        assert self.asked(plugin, registry, two, 2) == {"b": 2}
+
+    def test_what_litellm_chooses_is_counted_then(self, plugin, router, minute, redis):
+        two = [candidate("a"), rated("b", rpm=3)]
+        registry = self.registry(plugin, *two, routing="shuffle")
+        # Those that LiteLLM sent too many of try again, and the others go elsewhere.
+        assert self.asked(plugin, registry, two, 5) == {"b": 3, None: 2}
+        assert self.asked(plugin, registry, two, 2) == {"a": 2}
+
+    def test_who_asks_for_a_deployment_gets_it(self, plugin, router, minute, redis):
+        async def run():
+            await registry.async_pre_call_hook(None, None, {"model": "a"}, "acompletion")
+            await registry.async_pre_call_deployment_hook({"model_info": {"id": "a"}}, None)
+
+        registry = self.registry(plugin, rated("a", rpm=1))
+        assert self.asked(plugin, registry, [rated("a", rpm=1)], 2) == {"a": 1, None: 1}
+        asyncio.run(run())
+        assert sum(redis.counts.values()) == 2
 
 
 class TestModes:
