@@ -682,12 +682,10 @@ class Registry(CustomLogger):
 
     async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
         """Note what a request has used (LiteLLM's hook)."""
-        deployment = ((kwargs.get("litellm_params") or {}).get("model_info") or {}).get("id")
+        told = kwargs.get("standard_logging_object") or {}
+        deployment, tokens = told.get("model_id"), told.get("total_tokens")
         limited = "tpm" in self.facts.rates.get(deployment, ())
-        if not deployment or not (limited or self.routing == "usage"):
-            return
-        tokens = getattr(getattr(response_obj, "usage", None), "total_tokens", None)
-        if tokens:
+        if deployment and tokens and (limited or self.routing == "usage"):
             self.load.add_tokens(deployment, tokens, time.monotonic())
             if limited:
                 await self.rates.add(self._redis(), deployment, "tpm", tokens)

@@ -142,6 +142,11 @@ def limited(name, limit):
     return {**candidate(name), "model_info": {"id": name, "parallel_limit": limit}}
 
 
+def used_by(name, tokens):
+    """Return what LiteLLM logs of a request."""
+    return {"standard_logging_object": {"model_id": name, "total_tokens": tokens}}
+
+
 def document(generation, *deployments, routing="round_robin", **more):
     return {"format": 1, "generation": generation, "routing": routing, "deployments": list(deployments), **more}
 
@@ -357,9 +362,7 @@ class TestLoad:
     def test_usage(self, plugin, registry):
         registry.routing = "usage"
         two = [candidate("a"), candidate("b")]
-        used = types.SimpleNamespace(usage=types.SimpleNamespace(total_tokens=100))
-        call = {"litellm_call_id": "1", "litellm_params": {"model_info": {"id": "a"}}}
-        asyncio.run(registry.async_log_success_event(call, used, None, None))
+        asyncio.run(registry.async_log_success_event(used_by("a", 100), None, None, None))
         assert [choose(registry, two)[0] for _turn in range(3)] == ["b", "b", "b"]
         now = time.monotonic()
         assert registry.load.tokens("a", now) > 99
@@ -460,11 +463,9 @@ class TestRates:
     def test_tokens(self, plugin, router, minute, redis):
         two = [rated("a", tpm=150), candidate("b")]
         registry = self.registry(plugin, *two)
-        used = types.SimpleNamespace(usage=types.SimpleNamespace(total_tokens=100))
-        for name in "aa":
+        for _round in range(2):
             assert self.asked(plugin, registry, two, 2) == {"a": 1, "b": 1}
-            call = {"litellm_params": {"model_info": {"id": name}}}
-            asyncio.run(registry.async_log_success_event(call, used, None, None))
+            asyncio.run(registry.async_log_success_event(used_by("a", 100), None, None, None))
         assert self.asked(plugin, registry, two, 2) == {"b": 2}
 
     def test_what_litellm_chooses_is_counted_then(self, plugin, router, minute, redis):
