@@ -52,7 +52,9 @@ OPTIONAL_PARAMS = (
     "cooldown_time",
     "max_parallel_requests",
 )
-INFORMATION = ("host", "instance", "status_url", "parallel", "parallel_limit", "max_input_tokens")
+#: Limits for a minute. Among LiteLLM's own params they would limit the requests in flight, too, and refuse more.
+RATES = ("rpm", "tpm")
+INFORMATION = ("host", "instance", "status_url", "parallel", "parallel_limit", "max_input_tokens", *RATES)
 FALLBACKS = ("fallbacks", "context_window_fallbacks")
 #: What a deployment needs to be one.
 DEFINITION = ("model_group", "model", "api_base")
@@ -68,6 +70,8 @@ LEAST = {
     "parallel": 1,
     "parallel_limit": 1,
     "max_input_tokens": 1,
+    "rpm": 1,
+    "tpm": 1,
 }
 
 
@@ -599,7 +603,7 @@ def _is_deployment(deployment: object) -> bool:
     try:
         params, info = deployment["litellm_params"], deployment["model_info"]
         names = (info["id"], deployment["model_name"], params["model"], info.get("mode", "chat"))
-        numbers = (params.get("weight"), params.get("order"), info.get("parallel_limit"))
+        numbers = (params.get("weight"), params.get("order"), *(info.get(key) for key in ("parallel_limit", *RATES)))
     except (KeyError, TypeError, AttributeError):
         return False
     return all(isinstance(name, str) and name for name in names) and all(

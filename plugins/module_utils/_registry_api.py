@@ -6,8 +6,12 @@
 What is wanted, and what becomes of it, is worked out in _registry.py for both kinds. Here is how a State is read from
 `/v1/model/info`, which calls lead from one State to another (pure), and the calls.
 
-LiteLLM gives no token back, and completes what it is given. So each deployment carries a note in its `model_info`: what
-was declared, with a salted hash for the token, and its pauses. What has no note is not ours, and is left alone.
+LiteLLM gives no token back, and completes what it is given. So each deployment carries notes in its `model_info`: what
+was declared, with a salted hash for the token, and one for each owner's pause. What has no note is not ours, and is
+left alone.
+Each worker knows the database as of its last look, and there is no lock. So each owner writes its own notes only, which
+LiteLLM merges with the others, and looks whether they are there once every worker has looked. Whether a deployment
+gets requests follows from all of them; the last who wrote sees to it.
 """
 
 from __future__ import annotations
@@ -17,20 +21,25 @@ import json
 import secrets
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ._files import canonical_json
 from ._http import Reply, request_json
 from ._registry import FORMAT, OWNERS, ROUTINGS, State, paused_by
 
-#: The key in model_info. Its value is text, so that LiteLLM has nothing to complete in it.
+#: The keys in model_info. Their values are text, so that LiteLLM has nothing to complete in them.
 NOTE = "lmfleet"
+PAUSE_NOTES = {owner: f"{NOTE}_paused_{owner}" for owner in OWNERS}
 #: How what stands for a token begins.
 HASHED = "sha256:"
 CALL_SECONDS = 30.0
 #: The type of error with which LiteLLM refuses to look a key up.
 NO_DATABASE = "no_db_connection"
+#: A worker's look into the database takes a while, too: until when it counts as done, in intervals.
+LOOKED = 1.5
+#: How many times a run puts right what others, at the same time, have undone.
+MENDINGS = 3
 #: Answers that must agree, at least; which worker answers is chance.
 AGREEING = 6
 
@@ -52,12 +61,13 @@ class Seen(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of the admin API for one deployment."""
+    """One call of the admin API for one deployment. `pauses`: owner to the pause that it sets, None for one lifted."""
 
     deployment: str
     method: str
     path: str
     payload: dict
+    pauses: Mapping = {}
 
 
 def fingerprint(token: str, salt: str) -> str:
@@ -69,12 +79,20 @@ def _fits(token: str, found: str) -> bool:
     return found.startswith(HASHED) and fingerprint(token, found.split(":")[1]) == found
 
 
-def note(entry: Mapping, pauses: Mapping, generation: int) -> str:
-    """Return the note for a deployment; `pauses` is owner to pause."""
+def note(entry: Mapping, generation: int) -> str:
+    """Return the note of what is declared of a deployment."""
     token = entry["litellm_params"]["api_key"]
     kept = token if token.startswith(HASHED) else fingerprint(token, secrets.token_hex(8))
     declared = dict(entry, litellm_params=dict(entry["litellm_params"], api_key=kept))
-    return canonical_json({"format": FORMAT, "generation": generation, "pauses": dict(pauses), "entry": declared})
+    return canonical_json({"format": FORMAT, "generation": generation, "entry": declared})
+
+
+def pause_notes(pauses: Mapping, generation: int) -> dict:
+    """Return the notes of pauses, as they go into model_info; `pauses` is owner to pause, None for one lifted."""
+    return {
+        PAUSE_NOTES[owner]: canonical_json({"format": FORMAT, "generation": generation, "pause": pause})
+        for owner, pause in pauses.items()
+    }
 
 
 def seen(infos: list, tokens: Mapping) -> Seen:
@@ -87,7 +105,7 @@ def seen(infos: list, tokens: Mapping) -> Seen:
     for info in infos:
         details = info["model_info"]
         name = details["id"]
-        noted = _noted(details)
+        noted = _noted(details, NOTE) if details.get("db_model") else None
         if noted is None:
             foreign.append(name)
             continue
@@ -100,8 +118,12 @@ def seen(infos: list, tokens: Mapping) -> Seen:
         params.update({key: info["litellm_params"].get(key) for key in params if key != "api_key"})
         entries[name] = entry
         generations.append(noted["generation"])
-        for owner, pause in noted["pauses"].items():
-            pauses.setdefault(owner, {})[name] = pause
+        for owner, key in PAUSE_NOTES.items():
+            pause_note = _noted(details, key)
+            if pause_note:
+                generations.append(pause_note["generation"])
+                if pause_note["pause"]:
+                    pauses.setdefault(owner, {})[name] = pause_note["pause"]
         if info.get("blocked", details.get("blocked")):
             blocked.add(name)
     held = {owner: {"generation": 0, "paused": pauses[owner]} for owner in OWNERS if owner in pauses}
@@ -109,11 +131,9 @@ def seen(infos: list, tokens: Mapping) -> Seen:
     return Seen(state, frozenset(blocked), tuple(sorted(foreign)))
 
 
-def _noted(details: Mapping) -> dict | None:
-    if not details.get("db_model"):
-        return None
+def _noted(details: Mapping, key: str) -> dict | None:
     try:
-        noted = json.loads(details[NOTE])
+        noted = json.loads(details[key])
     except (KeyError, TypeError, ValueError):
         return None
     return noted if isinstance(noted, dict) and noted.get("format") == FORMAT else None
@@ -133,30 +153,60 @@ def calls(before: Seen, after: State, now: float) -> list:
     """Return the calls that lead from one state to the other: what gets requests comes before what gets none."""
     old, new = before.state.deployments or {}, after.deployments or {}
     blocked = to_block(after, now)
-    adding, opening, closing, removing = [], [], [], []
+    adding, opening, closing = [], [], []
     for name in sorted(new):
-        pauses = _pauses_of(after, name)
-        payload = dict(new[name], blocked=name in blocked, litellm_params=_without_fingerprint(new[name]))
-        payload["model_info"] = dict(new[name]["model_info"], **{NOTE: note(new[name], pauses, after.generation)})
-        if name not in old:
-            adding.append(Call(name, "POST", "/model/new", payload))
-        elif _has_less(old[name], new[name]):
+        held = _pauses_of(after, name)
+        pauses = _difference(_pauses_of(before.state, name), held)
+        whole = name not in old or _has_less(old[name], new[name])
+        if whole or old[name] != new[name]:
+            payload = _declaration(new[name], after.generation)
+        elif pauses or _differs(before, name, blocked):
+            payload = {"model_info": {"id": name}}
+        else:
+            continue
+        payload["blocked"] = name in blocked
+        payload["model_info"].update(pause_notes(held if whole else pauses, after.generation))
+        if whole:
             # LiteLLM can change a setting, but not take one away.
-            adding += [_removal(name), Call(name, "POST", "/model/new", payload)]
-        elif old[name] != new[name] or _pauses_of(before.state, name) != pauses or _differs(before, name, blocked):
-            changed = closing if name in blocked else opening
-            changed.append(Call(name, "PATCH", f"/model/{name}/update", payload))
+            adding += [_removal(name)] * (name in old) + [Call(name, "POST", "/model/new", payload, pauses)]
+        else:
+            (closing if name in blocked else opening).append(_update(name, payload, pauses))
     removing = [_removal(name) for name in sorted(set(old) - set(new))]
     return adding + opening + closing + removing
 
 
-def _without_fingerprint(entry: Mapping) -> dict:
+def mending(actual: Seen, made: Iterable, now: float) -> list:
+    """Return the calls for what others have undone of the pauses of `made` (calls), and for what is blocked wrongly."""
+    pauses = {owner: dict(held["paused"]) for owner, held in actual.state.pauses.items()}
+    for call in made:
+        for owner, pause in call.pauses.items():
+            pauses.setdefault(owner, {})[call.deployment] = pause
+    held = {
+        owner: {"generation": 0, "paused": {name: pause for name, pause in paused.items() if pause}}
+        for owner, paused in pauses.items()
+    }
+    return calls(actual, actual.state._replace(generation=actual.state.generation + 1, pauses=held), now)
+
+
+def _declaration(entry: Mapping, generation: int) -> dict:
     params = entry["litellm_params"]
-    return {key: params[key] for key in params if key != "api_key" or not params[key].startswith(HASHED)}
+    # Where one has a weight, LiteLLM gives nothing to those that have none.
+    sent = {"weight": 1, **params}
+    if params["api_key"].startswith(HASHED):
+        del sent["api_key"]
+    return dict(entry, litellm_params=sent, model_info=dict(entry["model_info"], **{NOTE: note(entry, generation)}))
+
+
+def _difference(old: Mapping, new: Mapping) -> dict:
+    return {owner: new.get(owner) for owner in sorted(set(old) | set(new)) if old.get(owner) != new.get(owner)}
 
 
 def _differs(before: Seen, name: str, blocked: frozenset) -> bool:
     return (name in before.blocked) != (name in blocked)
+
+
+def _update(name: str, payload: dict, pauses: Mapping) -> Call:
+    return Call(name, "PATCH", f"/model/{name}/update", payload, pauses)
 
 
 def _removal(name: str) -> Call:
@@ -174,12 +224,14 @@ def _pauses_of(state: State, name: str) -> dict:
     return {owner: held["paused"][name] for owner, held in state.pauses.items() if name in held["paused"]}
 
 
-def missing_in(actual: Seen, wanted: State, now: float) -> str:
-    """Return what a worker does not know yet of `wanted`, or ""."""
+def missing_in(actual: Seen, wanted: State, made: Iterable, now: float) -> str:
+    """Return what a worker does not know yet of `wanted`, or "". Of the pauses only those that the calls `made` set.
+
+    Others may pause and lift pauses at the same time; what is blocked has to fit all of it.
+    """
     old, new = actual.state.deployments or {}, wanted.deployments or {}
     behind = {name for name in set(old) | set(new) if old.get(name) != new.get(name)}
-    behind |= {name for name in new if _pauses_of(actual.state, name) != _pauses_of(wanted, name)}
-    behind |= actual.blocked ^ to_block(wanted, now)
+    behind |= {call.deployment for call in mending(actual, made, now)}
     return ", ".join(sorted(behind))
 
 
@@ -200,6 +252,7 @@ class ApiRegistry:
         self._headers = {"Authorization": f"Bearer {key}"}
         self._context = context
         self._patience = patience
+        self._made: list = []
 
     def _ask_once(self, path: str, method: str = "GET", payload: object | None = None) -> Reply:
         return request_json(self.url + path, method, payload, self._headers, CALL_SECONDS, self._context)
@@ -247,6 +300,10 @@ class ApiRegistry:
 
     def apply(self, planned: list) -> None:
         """Make the calls. Stops at the first that fails; what is missing then is done by the next run."""
+        self._made = planned
+        self._make(planned)
+
+    def _make(self, planned: list) -> None:
         for number, call in enumerate(planned):
             reply = self._ask(call.path, call.method, call.payload)
             if reply.status == 200:
@@ -258,16 +315,24 @@ class ApiRegistry:
             )
 
     def wait(self, wanted: State, tokens: Mapping, interval: float, timeout: float) -> None:
-        """Return when every worker knows `wanted`: each looks into the database every `interval` seconds."""
+        """Return when every worker knows `wanted`: each looks into the database every `interval` seconds.
+
+        What others have undone meanwhile of the pauses that apply() has set is set again.
+        """
         began = time.monotonic()
-        agreeing = 0
+        agreeing, left = 0, MENDINGS
         while True:
-            missing = missing_in(self.read(tokens), wanted, time.time())
+            actual, now = self.read(tokens), time.time()
+            missing = missing_in(actual, wanted, self._made, now)
             agreeing = 0 if missing else agreeing + 1
             elapsed = time.monotonic() - began
             if agreeing >= AGREEING and elapsed >= interval:
                 return
-            if elapsed >= interval + timeout:
+            undone = mending(actual, self._made, now) if left and elapsed >= LOOKED * interval else []
+            if undone:
+                self._make(undone)
+                began, left = time.monotonic(), left - 1
+            elif elapsed >= interval + timeout:
                 raise ApiError(
                     f"Waited {elapsed:.0f} s for every worker of the gateway at {self.url} to know its deployments. "
                     f"Last seen: one that does not know {missing or 'them all the time'}. Look at its log, run again."

@@ -191,6 +191,17 @@ options:
                 description:
                   - Seconds until a stream must have begun. Like C(timeout) when it is not set.
                 type: float
+              rpm:
+                description:
+                  - Requests in a minute that each deployment of the model takes, at least 1. More go to its other
+                    deployments, and are refused with HTTP 429 when none is left. Gateways with the same Redis
+                    (C(litellm_redis_url)) share the limit.
+                type: int
+              tpm:
+                description:
+                  - Tokens in a minute, at least 1, after which a deployment of the model gets no more requests, in the
+                    same way as for C(rpm).
+                type: int
           load: &load
             description:
               - How the model is loaded. What is not given stays at LM Studio's own default.

@@ -143,6 +143,18 @@ options:
             requests, also those with a higher O(deployments[].order). Where all are full, they go on taking turns,
             and the backends queue. The workers of the gateway share the limit evenly.
         type: int
+      rpm:
+        description:
+          - Requests in a minute that it takes. More go to others of its model group, and where no other one can answer
+            either, they are refused with HTTP 429 and a C(Retry-After) header. All gateways that share a Redis share
+            the limit; without Redis, the workers of each gateway share it evenly. It is not for requests that ask for
+            the deployment by its id.
+        type: int
+      tpm:
+        description:
+          - Tokens in a minute, of prompts and answers, after which it gets no more requests, in the same way as for
+            O(deployments[].rpm). Tokens are known when a request has ended, so those that are in flight go beyond it.
+        type: int
       max_parallel_requests:
         description:
           - Requests that each worker of the gateway sends at a time. LiteLLM refuses more, with HTTP 429, also where
@@ -406,6 +418,8 @@ DEPLOYMENT = {
     "num_retries": {"type": "int"},
     "cooldown_time": {"type": "float"},
     "parallel_limit": {"type": "int"},
+    "rpm": {"type": "int"},
+    "tpm": {"type": "int"},
     "max_parallel_requests": {"type": "int"},
     "max_input_tokens": {"type": "int", "no_log": False},
     "host": {"type": "str"},

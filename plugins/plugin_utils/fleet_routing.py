@@ -12,7 +12,14 @@ from typing import Any
 DEFAULT_PARALLEL = 4
 FALLBACKS = ("fallbacks", "context_window_fallbacks")
 #: Settings of a model that each of its deployments gets, with the least that makes sense.
-OF_EACH_DEPLOYMENT = {"num_retries": 0, "cooldown_time": 0, "timeout": 0.001, "stream_timeout": 0.001}
+OF_EACH_DEPLOYMENT = {
+    "num_retries": 0,
+    "cooldown_time": 0,
+    "timeout": 0.001,
+    "stream_timeout": 0.001,
+    "rpm": 1,
+    "tpm": 1,
+}
 
 
 def deployment(

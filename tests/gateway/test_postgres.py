@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -131,7 +132,7 @@ def api(gateway):
 def test_a_declaration_means_the_same_in_both_registries(declare, backends):
     a, b, c, d = (backend.deployment() for backend in backends)
     everything = {"weight": 2.5, "timeout": 30.0, "stream_timeout": 10.0, "max_parallel_requests": 3, "num_retries": 1}
-    everything.update(cooldown_time=2.0, parallel_limit=4, max_input_tokens=1000)
+    everything.update(cooldown_time=2.0, parallel_limit=4, max_input_tokens=1000, rpm=60, tpm=6000)
     full = {**b, **everything, "api_key": "token-1", "host": "mac-b", "instance": "i", "parallel": 4}
     # What is declared, and what comes of it: added, updated, removed, paused.
     table = [
@@ -168,6 +169,38 @@ def test_requests_follow_the_declaration(api, gateway, backends):
     assert set(gateway.ask_many(20)) == {"mac-a", "mac-c"}
     api(deployments=[{"id": "mac-a", "state": "absent"}])
     assert gateway.ask_many(6) == {"mac-c": 6}
+
+
+def test_who_may_have_a_request_is_as_with_files(api, gateway, backends):
+    a, b, c, d = (backend.deployment(parallel_limit=1) for backend in backends)
+    embed = {**d, "model_group": "embed", "mode": "embedding"}
+    api(deployments=[a, b, {**c, "weight": 0}, embed])
+    gateway.wait_until(lambda: [r["deployments"] for r in gateway.reports()] == [["mac-a", "mac-b", "mac-c", "mac-d"]])
+    assert set(gateway.ask_many(20, at_a_time=1)) == {"mac-a", "mac-b"}
+    assert gateway.ask("embed")[0] == 400
+    # Who has one in flight is full.
+    for backend in backends:
+        backend.answer_seconds = 0.5
+    for before in range(20, 32, 2):
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(gateway.ask)
+            gateway.wait_until(lambda before=before: sum(backend.asked for backend in backends) > before)
+            second = pool.submit(gateway.ask)
+        assert {first.result()[1], second.result()[1]} == {"mac-a", "mac-b"}
+    for backend in backends:
+        backend.failing = True
+    assert gateway.ask()[0] == 503
+    ended = sum(counts.get("ended", 0) for counts in gateway.reports()[0]["outcomes"]["deployments"].values())
+    assert ended >= 20
+
+
+def test_limits_for_a_minute_hold_for_what_litellm_chooses(api, gateway, backends):
+    limited, free = backends[0].deployment(rpm=3), backends[1].deployment()
+    api(deployments=[limited, free])
+    answers = gateway.ask_many(20, at_a_time=4)
+    # At most once in a test a new minute begins.
+    assert 3 <= answers["mac-a"] <= 6
+    assert backends[0].asked == answers["mac-a"]
 
 
 def test_bad_declarations_are_refused_alike(declare, backends):

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The real LiteLLM with a real Redis: what one worker learns, all know; and a Redis that is down costs no request."""
+"""Two real LiteLLMs with a real Redis: what one learns, both know; and a Redis that is down costs no request."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
+import urllib.error
 
 import pytest
 
-from gateway_under_test import free_port
+from gateway_under_test import Gateway, Installation, free_port
 from traffic import Traffic
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,19 +55,90 @@ def redis(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gateway(start, redis):
-    return start(litellm_workers=2, litellm_redis_url=redis.url, litellm_router_settings={"cooldown_time": 60})
+def variables(redis):
+    return {
+        "litellm_workers": 1,
+        "litellm_redis_url": redis.url,
+        "litellm_router_settings": {"cooldown_time": 60},
+    }
 
 
-def test_what_one_worker_has_taken_out_is_known_to_all(gateway, backends, redis):
-    gateway.declare([backend.deployment() for backend in backends[:2]])
+@pytest.fixture(scope="module")
+def gateway(start, variables):
+    return start(**variables)
+
+
+@pytest.fixture(scope="module")
+def other(installed, tmp_path_factory, variables):
+    """A second gateway, which has nothing in common with the first one but Redis."""
+    root = tmp_path_factory.mktemp("other") / "gateway"
+    root.mkdir()
+    for venv in [path for path in installed.iterdir() if re.fullmatch(r"(venv|tools)-\w+", path.name)]:
+        (root / venv.name).symlink_to(venv)
+    installation, port = Installation(root, tmp_path_factory.mktemp("other-play")), free_port()
+    installation.configure(litellm_port=port, **variables)
+    other = Gateway(installation, port)
+    try:
+        other.wait()
+        yield other
+    finally:
+        other.stop()
+
+
+def test_what_one_gateway_has_taken_out_the_other_does_not_ask(gateway, other, backends, redis):
+    for one in (gateway, other):
+        one.declare([backend.deployment() for backend in backends[:2]])
     backends[0].failing = True
     gateway.ask_many(12)
     gateway.wait_until(lambda: "mac-a" in redis.ask("keys", "*cooldown*"))
-    asked = backends[0].asked
-    gateway.ask_many(40)
-    # The worker that had not seen it fail looks at Redis every few seconds only, and may have tried it once.
-    assert backends[0].asked <= asked + 1
+    # It would answer again, and the other gateway has never seen it fail.
+    backends[0].calm()
+    # One by one: while the first request looks at Redis, LiteLLM does not look for others.
+    assert other.ask_many(20, at_a_time=1) == {"mac-b": 20}
+    assert backends[0].asked == 0
+
+
+def in_one_minute(do, number=0):
+    """Return what `do` returns, called with 0, 1, … until the minute of the clock is the same before and after it."""
+    minute = time.time() // 60
+    result = do(number)
+    return result if time.time() // 60 == minute else in_one_minute(do, number + 1)
+
+
+def test_gateways_share_the_requests_of_a_minute(gateway, other, backends):
+    def ask(number):
+        near = backends[1].deployment(model_group="near", id=f"near-{number}", rpm=5)
+        first = backends[2].deployment(model_group="relieved", id=f"first-{number}", rpm=2, order=1)
+        spare = backends[3].deployment(model_group="relieved", id="spare", order=2)
+        for one in (gateway, other):
+            one.declare([near, first, spare])
+        answers = [one.ask("near")[0] for one in (gateway, other) for _request in range(3)]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            gateway.open("/v1/chat/completions", {"model": "near", "messages": [{"role": "user", "content": "x"}]})
+        refused.value.close()
+        relieved = [one.ask("relieved")[1] for one in (gateway, other, gateway, other)]
+        return answers, refused.value, [name.partition("-")[0] for name in relieved], gateway.ask(near["id"])[0]
+
+    answers, refused, relieved, by_id = in_one_minute(ask)
+    assert answers == [200] * 5 + [429]
+    assert (refused.code, 0 < int(refused.headers["Retry-After"]) <= 60) == (429, True)
+    assert relieved == ["first", "first", "spare", "spare"]
+    assert by_id == 200
+
+
+def test_gateways_share_the_tokens_of_a_minute(gateway, other, backends, redis):
+    def ask(number):
+        name = f"tokens-{number}"
+        for one in (gateway, other):
+            one.declare([backends[1].deployment(model_group="tokens", id=name, tpm=2)])
+        assert gateway.ask("tokens")[0] == 200
+        # What a request has used is known a moment after its answer.
+        gateway.wait_until(
+            lambda: any("2" in redis.ask("get", key) for key in redis.ask("keys", f"lmfleet:{name}:tpm:*").split())
+        )
+        return other.ask("tokens")[0]
+
+    assert in_one_minute(ask) == 429
 
 
 def test_a_redis_that_is_down_costs_no_request(gateway, backends, redis):

@@ -52,6 +52,7 @@ BROKEN_DEPLOYMENTS = {
     "weight that is no number": _deployments(_entry(weight=float("nan"))),
     "order": _deployments(_entry(order="first")),
     "limit": _deployments({**_entry(), "model_info": {"id": "a", "parallel_limit": "2"}}),
+    "rate": _deployments({**_entry(), "model_info": {"id": "a", "rpm": "2"}}),
 }
 
 PAUSES = {

@@ -10,6 +10,9 @@ The folder is named by the environment variable LMFLEET_REGISTRY; without it the
     applied/<pid>.json    written by each worker: what it has applied, at least once a second
     applied/kept/         written by the workers: a copy of the files above as they were last applied
 
+Deployments that litellm_deployments has put into LiteLLM's database instead are found in the router. For these, too,
+the plugin says who may have a request; LiteLLM's own routing_strategy chooses among them.
+
 A file that is missing, unreadable or broken changes nothing: the worker keeps what it has, or what the copy says when
 it has just started, and says so in its report.
 Everything runs on the event loop that also serves the requests, so no request ever sees a half-changed router.
@@ -21,6 +24,7 @@ import asyncio
 import contextlib
 import json
 import math
+import operator
 import os
 import sys
 import time
@@ -30,6 +34,7 @@ from pathlib import Path
 
 from fastapi import HTTPException
 from litellm._logging import verbose_proxy_logger
+from litellm.exceptions import RateLimitError
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.types.router import Deployment
 from litellm.utils import get_order_filtered_deployments
@@ -41,7 +46,11 @@ ROUTER_POLL_SECONDS = 0.001
 UPSERTS_IN_A_ROW = 20
 LARGEST = 1e15
 ROUTINGS = ("round_robin", "shuffle", "least_busy", "usage")
+# Leaves the choice to LiteLLM.
+SHUFFLE = "shuffle"
 FALLBACKS = ("fallbacks", "context_window_fallbacks")
+# What litellm_deployments notes in model_info of a deployment in the database (plugins/module_utils/_registry_api.py).
+NOTE = "lmfleet"
 # A report that is older is of no worker, also when its process id belongs to somebody again.
 REPORT_SECONDS = 60.0
 # The guard only steers load: where it has paused all, it has paused none, and its file may go.
@@ -49,6 +58,8 @@ ADVISORY_OWNER = "guard"
 # A deployment that was passed over catches up one turn. (Sums of fractions are not exact, so there is some room.)
 TURNS_OWED = 1.5
 USAGE_SECONDS = 60.0
+# What a deployment may have limits of, and what a request counts before it is sent: its tokens are known afterwards.
+RATES = {"rpm": 1, "tpm": 0}
 # What LiteLLM makes of a backend that is gone, broken or too slow, and of a model group that has none left.
 BACKEND_FAULTS = (408, 429, 500, 502, 503, 504)
 # What a backend says of a request that is wrong, or too large for it.
@@ -110,6 +121,9 @@ class Attempt:
     deployment: str | None = None
     since = 0.0
     over = False
+    #: What the client has asked for, and the deployment that the attempt is counted at.
+    model: str | None = None
+    counted: str | None = None
     #: Whether the last backend answered as no LM Studio does that the client may use.
     stranger = False
 
@@ -156,6 +170,47 @@ class Load:
         self._tokens = {deployment: used for deployment, used in self._tokens.items() if deployment in ids}
 
 
+class Rates:
+    """Requests and tokens of this minute, at deployments that have limits of them.
+
+    Where there is a Redis, it counts for all gateways that use it. Otherwise each worker has its share of the limits.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._minute = 0
+        self._counts: Counter[str] = Counter()
+        self._full: dict[str, int] = {}
+
+    def left(self, ids: list[str]) -> list[str]:
+        """Return those of `ids` that are not known to have reached a limit in this minute."""
+        minute = _minute()
+        return [name for name in ids if self._full.get(name) != minute]
+
+    async def take(self, redis, name: str, limits: dict[str, int]) -> bool:
+        """Count a request to a deployment; return whether it may be sent."""
+        minute = _minute()
+        for kind in limits:
+            counted, workers = await self.add(redis, name, kind, RATES[kind])
+            if counted - RATES[kind] >= -(-limits[kind] // workers):
+                self._full[name] = minute
+                return False
+        return True
+
+    async def add(self, redis, name: str, kind: str, amount: int) -> tuple[float, int]:
+        """Count, and return how much it is in this minute, and how many such workers share the limit."""
+        minute = _minute()
+        if minute != self._minute:
+            self._minute, self._counts = minute, Counter()
+        key = f"lmfleet:{name}:{kind}:{minute}"
+        own = self._counts[key] = self._counts[key] + amount
+        if redis is not None:
+            # One that is down costs no request.
+            with contextlib.suppress(Exception):
+                return await redis.async_increment(key, amount, ttl=2 * 60), 1
+        return own, self._workers
+
+
 class Outcomes:
     """What has come of the requests of this worker, since it began.
 
@@ -184,6 +239,7 @@ class Facts:
     """What choosing needs to know of the declared deployments, looked up once for each declaration."""
 
     def __init__(self, deployments: dict[str, dict], workers: int) -> None:
+        self.ids = set(deployments)
         self.groups = {deployment["model_name"] for deployment in deployments.values()}
         self.ordered = {
             deployment["model_name"]
@@ -197,6 +253,8 @@ class Facts:
             for name, deployment in deployments.items()
             if deployment["model_info"].get("parallel_limit")
         }
+        rates = {name: _rates(deployment) for name, deployment in deployments.items()}
+        self.rates = {name: limits for name, limits in rates.items() if limits}
         self.windows = any(deployment["model_info"].get("max_input_tokens") for deployment in deployments.values())
         self.modes = {}
         for name, deployment in deployments.items():
@@ -213,6 +271,14 @@ def _weight(deployment: dict) -> float:
     return 1.0 if weight is None else float(weight)
 
 
+def _rates(deployment: dict) -> dict[str, int]:
+    return {kind: deployment["model_info"][kind] for kind in RATES if deployment["model_info"].get(kind)}
+
+
+def _minute() -> int:
+    return int(time.time() // 60)
+
+
 def paused_now(pauses: dict[str, dict[str, dict]], now: float) -> tuple[set[str], set[str]]:
     """Return the ids that are stopped, and those that the guard advises against; `pauses` is owner to id to pause."""
     advised: set[str] = set()
@@ -221,6 +287,15 @@ def paused_now(pauses: dict[str, dict[str, dict]], now: float) -> tuple[set[str]
         current = {name for name, pause in paused.items() if pause.get("until") is None or pause["until"] > now}
         (advised if owner == ADVISORY_OWNER else stopped).update(current)
     return stopped, advised
+
+
+def stored(models: list[dict]) -> dict[str, dict]:
+    """Return id to deployment of those of the router's models that litellm_deployments has put into the database."""
+    return {
+        _id(model): model
+        for model in models
+        if _is_deployment(model) and model["model_info"].get("db_model") and NOTE in model["model_info"]
+    }
 
 
 def untried(ids: list[str], request_kwargs: dict | None) -> list[str]:
@@ -270,7 +345,7 @@ def parse_deployments(content: bytes) -> dict:
         if not _is_deployment(deployment):
             raise ValueError(
                 "a deployment without model_info.id, model_name or litellm_params.model, or with a weight, order, "
-                "parallel_limit or mode of the wrong type"
+                "parallel_limit, rpm, tpm or mode of the wrong type"
             )
         if _id(deployment) in by_id:
             raise ValueError(f"the deployment id {_id(deployment)} is used twice")
@@ -303,7 +378,7 @@ def _is_deployment(entry) -> bool:
     try:
         params, info = entry["litellm_params"], entry["model_info"]
         names = (info["id"], entry["model_name"], params["model"], info.get("mode", "chat"))
-        numbers = (params.get("weight"), params.get("order"), info.get("parallel_limit"))
+        numbers = (params.get("weight"), params.get("order"), *(info.get(key) for key in ("parallel_limit", *RATES)))
     except (KeyError, TypeError, AttributeError):
         return False
     return all(isinstance(name, str) and name for name in names) and all(
@@ -406,14 +481,20 @@ class Registry(CustomLogger):
         # Those that answered as something else than LM Studio, to the time until which they are avoided.
         self.unfit: dict[str, float] = {}
         self.workers = int(os.environ.get("LMFLEET_WORKERS", "1"))
+        self.rates = Rates(self.workers)
         self.facts = Facts({}, self.workers)
         self._applied: dict[str, dict] = {}
+        self._stored: dict[str, dict] = {}
+        # The router's models at the last look. Kept, so that no new one can have the identity of an old one.
+        self._models: list[dict] = []
         self._own_fallbacks: dict[str, list] | None = None
         self._generation: int | None = None
         self._started_at = time.time()
         self._failure: str | None = None
         self._pending: dict | None = None
         if folder:
+            # Until a file says otherwise.
+            self.routing = SHUFFLE
             self._folder = Path(folder)
             self._report_path = self._folder / "applied" / f"{os.getpid()}.json"
             self._copies = self._folder / "applied" / "kept"
@@ -432,6 +513,7 @@ class Registry(CustomLogger):
         if mode == "chat" and call_type in EMBEDDING_CALLS:
             raise HTTPException(400, f"{data['model']} is no embedding model: ask another one for embeddings.")
         attempt = Attempt()
+        attempt.model = data.get("model")
         _attempt.set(attempt)
         # The task ends when the answer is sent, also one that is streamed, or when the client has gone.
         asyncio.current_task().add_done_callback(lambda _task: self._over(attempt))
@@ -489,20 +571,52 @@ class Registry(CustomLogger):
     ):
         """Narrow the candidates of one attempt of one request (LiteLLM's hook)."""
         ids = [candidate["model_info"]["id"] for candidate in healthy_deployments]
-        request_kwargs = request_kwargs or {}
-        allowed = self._with_room(untried(self._open(ids), request_kwargs))
-        if len(allowed) > 1 and self.routing != "shuffle":
-            target = request_kwargs.get("_target_order")
-            allowed = self._first_in_order(model, healthy_deployments, ids, allowed, target)
-        if not allowed or (len(allowed) > 1 and self.routing == "shuffle"):
-            if len(allowed) == len(ids):
-                return healthy_deployments
-            keep = set(allowed)
-            return [candidate for candidate, name in zip(healthy_deployments, ids, strict=True) if name in keep]
-        chosen = healthy_deployments[ids.index(self._choose(model, allowed))]
-        self.rotation.take(model, _id(chosen), _weight(chosen) or 1.0)
-        self.load.begin(_attempt.get(), _id(chosen))
-        return [chosen]
+        attempt = _attempt.get()
+        if attempt is not None:
+            attempt.counted = None
+        while True:
+            allowed = self._allowed(model, healthy_deployments, ids, request_kwargs or {})
+            if not allowed or (len(allowed) > 1 and self.routing == SHUFFLE):
+                if len(allowed) == len(ids):
+                    return healthy_deployments
+                keep = set(allowed)
+                return [candidate for candidate, name in zip(healthy_deployments, ids, strict=True) if name in keep]
+            chosen = healthy_deployments[ids.index(self._choose(model, allowed))]
+            self.rotation.take(model, _id(chosen), _weight(chosen) or 1.0)
+            self.load.begin(attempt, _id(chosen))
+            if await self._count(attempt, _id(chosen)):
+                return [chosen]
+            self.load.end(attempt)
+
+    def _allowed(self, model, candidates, ids: list[str], request_kwargs: dict) -> list[str]:
+        within = self._open(ids)
+        if self.facts.rates and within:
+            within = self.rates.left(within)
+            if not within:
+                raise self._refusal(model)
+        allowed = self._with_room(untried(within, request_kwargs))
+        allowed = [name for name in allowed if name not in self.facts.weightless] or allowed
+        if len(allowed) > 1 and self.routing != SHUFFLE:
+            return self._first_in_order(model, candidates, ids, allowed, request_kwargs.get("_target_order"))
+        return allowed
+
+    async def _count(self, attempt: Attempt | None, deployment: str) -> bool:
+        """Count an attempt at a deployment that has limits; return whether it may go there."""
+        if deployment not in self.facts.rates:
+            return True
+        if attempt is not None:
+            attempt.counted = deployment
+        return await self.rates.take(self._redis(), deployment, self.facts.rates[deployment])
+
+    def _redis(self):
+        return getattr(getattr(self._router(), "cache", None), "redis_cache", None)
+
+    @staticmethod
+    def _refusal(model: str) -> RateLimitError:
+        # LiteLLM would wait before it tries again where it wants to.
+        error = RateLimitError(f"{model} has had its requests or tokens of this minute.", "", model, num_retries=0)
+        error.cooldown_time = 60 - time.time() % 60
+        return error
 
     def _open(self, ids: list[str]) -> list[str]:
         if self.stopped:
@@ -531,8 +645,6 @@ class Registry(CustomLogger):
         return [_id(candidate) for candidate in get_order_filtered_deployments(left, target_order=target)]
 
     def _choose(self, model: str, ids: list[str]) -> str:
-        if self.facts.weightless:
-            ids = [name for name in ids if name not in self.facts.weightless] or ids
         due = self.rotation.due(model, ids)
         if self.routing == "least_busy":
             in_flight = self.load.in_flight
@@ -545,8 +657,14 @@ class Registry(CustomLogger):
     async def async_pre_call_deployment_hook(self, kwargs, call_type):
         """Note where an attempt goes (LiteLLM's hook)."""
         deployment = (kwargs.get("model_info") or {}).get("id")
-        if deployment in self._applied:
-            self.load.begin(_attempt.get(), deployment)
+        if deployment not in self.facts.ids:
+            return
+        attempt = _attempt.get()
+        self.load.begin(attempt, deployment)
+        # What LiteLLM has chosen is not counted yet. Who asks for one deployment by its id gets it.
+        uncounted = attempt is not None and attempt.counted != deployment and attempt.model != deployment
+        if uncounted and not await self._count(attempt, deployment):
+            raise RateLimitError(f"{deployment} has had its requests or tokens of this minute.", "", deployment)
 
     async def async_post_call_failure_deployment_hook(self, request_data, exception, call_type, fallback_depth=None):
         """Note the end of an attempt that failed (LiteLLM's hook)."""
@@ -565,11 +683,13 @@ class Registry(CustomLogger):
 
     async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
         """Note what a request has used (LiteLLM's hook)."""
-        if self.routing == "usage":
-            deployment = ((kwargs.get("litellm_params") or {}).get("model_info") or {}).get("id")
-            tokens = getattr(getattr(response_obj, "usage", None), "total_tokens", None)
-            if deployment and tokens:
-                self.load.add_tokens(deployment, tokens, time.monotonic())
+        told = kwargs.get("standard_logging_object") or {}
+        deployment, tokens = told.get("model_id"), told.get("total_tokens")
+        limited = "tpm" in self.facts.rates.get(deployment, ())
+        if deployment and tokens and (limited or self.routing == "usage"):
+            self.load.add_tokens(deployment, tokens, time.monotonic())
+            if limited:
+                await self.rates.add(self._redis(), deployment, "tpm", tokens)
 
     async def _follow(self) -> None:
         while self._router() is None:
@@ -618,9 +738,35 @@ class Registry(CustomLogger):
             await self._apply(router, self._pending)
             self._pending = None
             changed = True
+        changed |= await self._adopt(router)
         for file in (self._deployments, *self._pause_files.values()):
             file.save()
         return changed
+
+    async def _adopt(self, router) -> bool:
+        """Learn what the database has, which LiteLLM itself puts into the router; return whether that is news."""
+        models = router.model_list
+        if len(models) == len(self._models) and all(map(operator.is_, models, self._models)):
+            return False
+        self._models = list(models)
+        former, self._stored = self._stored, stored(models)
+        if self._stored == former:
+            return False
+        self.routing = self._declared_routing()
+        self._know()
+        self._set_checks(router)
+        await self._trust(router, {name for name in former if self._stored.get(name, former[name]) != former[name]})
+        return True
+
+    def _declared_routing(self) -> str:
+        declared = self._deployments.content
+        return SHUFFLE if self._stored or declared is None else declared["routing"]
+
+    def _know(self) -> None:
+        """Look up what choosing needs to know, and forget what is gone."""
+        self.facts = Facts({**self._applied, **self._stored}, self.workers)
+        for memory in (self.rotation, self.load, self.outcomes):
+            memory.keep(self.facts.ids)
 
     async def _trust(self, router, deployments: set[str]) -> None:
         """Forget the failures of deployments: whoever ends a pause, or moves one, has seen to it that they answer."""
@@ -654,10 +800,11 @@ class Registry(CustomLogger):
     async def _apply(self, router, document: dict) -> None:
         wanted: dict[str, dict] = document["deployments"]
         self.rejected = {}
-        self.routing = document["routing"]
+        self.routing = self._declared_routing()
         # What is known to choosing before it can be chosen, and until it no longer can.
-        self.facts = Facts({**self._applied, **wanted}, self.workers)
-        self._set_router(router, document["groups"])
+        self.facts = Facts({**self._applied, **wanted, **self._stored}, self.workers)
+        self._set_checks(router)
+        self._set_fallbacks(router, document["groups"])
         # A worker that starts has nothing to serve yet: it takes all before it answers anyone.
         pause_after = UPSERTS_IN_A_ROW if self._applied else len(wanted) + 1
         different = [item for item in wanted.items() if self._applied.get(item[0]) != item[1]]
@@ -676,26 +823,26 @@ class Registry(CustomLogger):
         for deployment_id in [known for known in self._applied if known not in wanted]:
             router.delete_deployment(id=deployment_id)
             del self._applied[deployment_id]
-        self.facts = Facts(self._applied, self.workers)
-        self.rotation.keep(set(self._applied))
-        self.load.keep(set(self._applied))
-        self.outcomes.keep(set(self._applied))
+        self._know()
         self._generation = document["generation"]
 
-    def _set_router(self, router, groups: dict[str, dict]) -> None:
-        if self._own_fallbacks is None:
-            self._own_fallbacks = {name: list(getattr(router, name) or []) for name in FALLBACKS}
+    def _set_checks(self, router) -> None:
         if self.facts.windows:
             # Otherwise LiteLLM does not look at the size of a context before it asks.
             router.enable_pre_call_checks = True
+        # LiteLLM asks nobody else after 404, unless there is a policy for it: a backend's address may be another's now.
+        policy = getattr(router, "retry_policy", None)
+        own = policy.model_dump(exclude_none=True) if policy else {}
+        router.update_settings(retry_policy={"NotFoundErrorRetries": router.num_retries, **own})
+
+    def _set_fallbacks(self, router, groups: dict[str, dict]) -> None:
+        if self._own_fallbacks is None:
+            self._own_fallbacks = {name: list(getattr(router, name) or []) for name in FALLBACKS}
         settings = {
             name: own + [{group: groups[group][name]} for group in sorted(groups) if groups[group].get(name)]
             for name, own in self._own_fallbacks.items()
         }
-        # LiteLLM asks nobody else after 404, unless there is a policy for it: a backend's address may be another's now.
-        policy = getattr(router, "retry_policy", None)
-        own = policy.model_dump(exclude_none=True) if policy else {}
-        router.update_settings(**settings, retry_policy={"NotFoundErrorRetries": router.num_retries, **own})
+        router.update_settings(**settings)
 
     def _upsert(self, router, deployment_id: str, raw: dict) -> str | None:
         if deployment_id not in self._applied and router.get_deployment(model_id=deployment_id) is not None:
@@ -716,6 +863,8 @@ class Registry(CustomLogger):
 
     def _errors(self) -> list[str]:
         files = [self._deployments, *self._pause_files.values()]
+        if self._stored and self._deployments.content is None:
+            files.remove(self._deployments)
         return [file.error for file in files if file.error] + [self._failure] * bool(self._failure)
 
     def _report(self) -> None:
@@ -734,7 +883,7 @@ class Registry(CustomLogger):
                 owner: file.content["generation"] for owner, file in self._pause_files.items() if file.content
             },
             "routing": self.routing,
-            "deployments": sorted(self._applied),
+            "deployments": sorted(self.facts.ids),
             "in_flight": dict(self.load.in_flight),
             "outcomes": self.outcomes.report(),
             "rejected": self.rejected,

@@ -45,11 +45,16 @@ class FakeRouter:
 
     def __init__(self):
         self.deployments = {}
+        self.database = []
         self.calls = []
         self.fallbacks = [{"own": ["x"]}]
         self.context_window_fallbacks = None
         self.num_retries, self.retry_policy = 2, None
         self.cooldown_cache = FakeCooldowns()
+
+    @property
+    def model_list(self):
+        return [vars(deployment) for deployment in self.deployments.values()] + self.database
 
     def get_deployment(self, model_id):
         return self.deployments.get(model_id)
@@ -60,8 +65,10 @@ class FakeRouter:
             self.deployments[deployment.model_info["id"]] = deployment
 
     def update_settings(self, **settings):
-        policy = settings.pop("retry_policy")
-        vars(self).update(settings, retry_policy=types.SimpleNamespace(model_dump=lambda exclude_none: policy))
+        policy = settings.pop("retry_policy", None)
+        if policy:
+            self.retry_policy = types.SimpleNamespace(model_dump=lambda exclude_none: policy)
+        vars(self).update(settings)
 
     def delete_deployment(self, id):
         self.calls.append(f"-{id}")
@@ -80,12 +87,20 @@ class FakeHTTPError(Exception):
         self.status_code = status_code
 
 
+class FakeRateLimitError(Exception):
+    status_code = 429
+
+    def __init__(self, message, llm_provider, model, num_retries=None):
+        super().__init__(message)
+
+
 @pytest.fixture
 def plugin(monkeypatch):
     """The plugin's module, with the names it takes from LiteLLM and FastAPI replaced."""
     for name, attributes in {
         "fastapi": {"HTTPException": FakeHTTPError},
         "litellm": {},
+        "litellm.exceptions": {"RateLimitError": FakeRateLimitError},
         "litellm._logging": {"verbose_proxy_logger": logging.getLogger("plugin")},
         "litellm.integrations": {},
         "litellm.integrations.custom_logger": {"CustomLogger": type("CustomLogger", (), {})},
@@ -116,8 +131,20 @@ def candidate(name, **params):
     return {"model_name": "g", "litellm_params": {"model": "openai/m", **params}, "model_info": {"id": name}}
 
 
+def stored(name, group="g", weight=None, **info):
+    """Return a deployment as LiteLLM has it in its router when litellm_deployments has put it into the database."""
+    params = {"model": "openai/m", **({} if weight is None else {"weight": weight})}
+    noted = {"id": name, "mode": "chat", "db_model": True, "blocked": False, "lmfleet": "{}", **info}
+    return {"model_name": group, "litellm_params": params, "model_info": noted}
+
+
 def limited(name, limit):
     return {**candidate(name), "model_info": {"id": name, "parallel_limit": limit}}
+
+
+def used_by(name, tokens):
+    """Return what LiteLLM logs of a request."""
+    return {"standard_logging_object": {"model_id": name, "total_tokens": tokens}}
 
 
 def document(generation, *deployments, routing="round_robin", **more):
@@ -335,15 +362,128 @@ class TestLoad:
     def test_usage(self, plugin, registry):
         registry.routing = "usage"
         two = [candidate("a"), candidate("b")]
-        used = types.SimpleNamespace(usage=types.SimpleNamespace(total_tokens=100))
-        call = {"litellm_call_id": "1", "litellm_params": {"model_info": {"id": "a"}}}
-        asyncio.run(registry.async_log_success_event(call, used, None, None))
+        asyncio.run(registry.async_log_success_event(used_by("a", 100), None, None, None))
         assert [choose(registry, two)[0] for _turn in range(3)] == ["b", "b", "b"]
         now = time.monotonic()
         assert registry.load.tokens("a", now) > 99
         assert registry.load.tokens("a", now + plugin.USAGE_SECONDS) < 26
         registry.load.keep({"b"})
         assert registry.load.tokens("a", now) == 0
+
+
+def rated(name, **limits):
+    return {**candidate(name), "model_info": {"id": name, **limits}}
+
+
+class FakeRedis:
+    def __init__(self):
+        self.counts, self.down = Counter(), False
+
+    async def async_increment(self, key, value, ttl):
+        # Others have their turn meanwhile.
+        await asyncio.sleep(0)
+        if self.down:
+            raise ConnectionError
+        self.counts[key] += value
+        return self.counts[key]
+
+
+class TestRates:
+    @pytest.fixture
+    def redis(self, router):
+        router.cache = types.SimpleNamespace(redis_cache=FakeRedis())
+        return router.cache.redis_cache
+
+    @pytest.fixture
+    def minute(self, plugin, monkeypatch):
+        """The minute that it is, in a list."""
+        now = [100]
+        monkeypatch.setattr(plugin, "_minute", lambda: now[0])
+        return now
+
+    def registry(self, plugin, *deployments, workers=1, routing="round_robin"):
+        registry = plugin.Registry(None)
+        registry.workers, registry.rates, registry.routing = workers, plugin.Rates(workers), routing
+        declare(plugin, registry, *deployments, workers=workers)
+        return registry
+
+    def asked(self, plugin, registry, candidates, count):
+        """Return how many of `count` requests at once each deployment gets; None for a refused one."""
+
+        async def request():
+            attempt = plugin.Attempt()
+            attempt.model = "g"
+            plugin._attempt.set(attempt)
+            try:
+                left = await registry.async_filter_deployments("g", candidates, None, request_kwargs={})
+                # As LiteLLM would with shuffle.
+                await registry.async_pre_call_deployment_hook({"model_info": left[-1]["model_info"]}, None)
+                return left[-1]["model_info"]["id"]
+            except FakeRateLimitError:
+                return None
+
+        async def run():
+            return Counter(await asyncio.gather(*(asyncio.create_task(request()) for _number in range(count))))
+
+        return asyncio.run(run())
+
+    @pytest.mark.parametrize("routing", ["round_robin", "least_busy", "usage"])
+    def test_others_get_what_is_beyond_a_limit(self, plugin, router, minute, redis, routing):
+        two = [rated("a", rpm=5), candidate("b")]
+        registry = self.registry(plugin, *two, routing=routing)
+        assert self.asked(plugin, registry, two, 30) == {"a": 5, "b": 25}
+        assert registry.load.in_flight == {"a": 5, "b": 25}
+        minute[0] += 1
+        registry.load.in_flight.clear()
+        assert self.asked(plugin, registry, two, 4)["a"] >= 2
+
+    def test_what_none_may_answer_is_refused_until_the_minute_is_over(self, plugin, router, minute, redis):
+        two = [rated("a", rpm=5), rated("b", rpm=2)]
+        registry = self.registry(plugin, *two)
+        assert self.asked(plugin, registry, two, 10) == {"a": 5, "b": 2, None: 3}
+        assert registry.load.in_flight == {"a": 5, "b": 2}
+        with pytest.raises(FakeRateLimitError, match="g has had its requests") as refused:
+            choose(registry, two)
+        assert 0 < refused.value.cooldown_time <= 60
+        minute[0] += 1
+        assert choose(registry, two)
+
+    def test_gateways_share_a_limit_through_redis(self, plugin, router, minute, redis):
+        one = [rated("a", rpm=5)]
+        gateways = [self.registry(plugin, *one, workers=2) for _gateway in "12"]
+        assert [self.asked(plugin, gateway, one, 3) for gateway in gateways] == [{"a": 3}, {"a": 2, None: 1}]
+
+    def test_without_redis_workers_share_it_evenly(self, plugin, router, minute, redis):
+        one = [rated("a", rpm=5)]
+        redis.down = True
+        assert self.asked(plugin, self.registry(plugin, *one, workers=2), one, 9) == {"a": 3, None: 6}
+        router.cache.redis_cache = None
+        assert self.asked(plugin, self.registry(plugin, *one, workers=2), one, 9) == {"a": 3, None: 6}
+
+    def test_tokens(self, plugin, router, minute, redis):
+        two = [rated("a", tpm=150), candidate("b")]
+        registry = self.registry(plugin, *two)
+        for _round in range(2):
+            assert self.asked(plugin, registry, two, 2) == {"a": 1, "b": 1}
+            asyncio.run(registry.async_log_success_event(used_by("a", 100), None, None, None))
+        assert self.asked(plugin, registry, two, 2) == {"b": 2}
+
+    def test_what_litellm_chooses_is_counted_then(self, plugin, router, minute, redis):
+        two = [candidate("a"), rated("b", rpm=3)]
+        registry = self.registry(plugin, *two, routing="shuffle")
+        # Those that LiteLLM sent too many of try again, and the others go elsewhere.
+        assert self.asked(plugin, registry, two, 5) == {"b": 3, None: 2}
+        assert self.asked(plugin, registry, two, 2) == {"a": 2}
+
+    def test_who_asks_for_a_deployment_gets_it(self, plugin, router, minute, redis):
+        async def run():
+            await registry.async_pre_call_hook(None, None, {"model": "a"}, "acompletion")
+            await registry.async_pre_call_deployment_hook({"model_info": {"id": "a"}}, None)
+
+        registry = self.registry(plugin, rated("a", rpm=1))
+        assert self.asked(plugin, registry, [rated("a", rpm=1)], 2) == {"a": 1, None: 1}
+        asyncio.run(run())
+        assert sum(redis.counts.values()) == 2
 
 
 class TestModes:
@@ -640,6 +780,92 @@ class TestFollowing:
     def test_without_a_folder_it_does_nothing(self, plugin, tmp_path):
         assert plugin.registry.pauses == {}
         assert not hasattr(plugin.registry, "_task")
+
+
+class TestDatabase:
+    """There is no deployments.json: LiteLLM itself takes the deployments from its database into the router."""
+
+    def follow(self, files, router, deployments, scenario):
+        router.database = deployments
+
+        async def run(registry, until):
+            await until(lambda r: r["deployments"] == sorted(d["model_info"]["id"] for d in deployments))
+            await scenario(registry, until)
+
+        files.follow(run)
+
+    async def choose(self, registry, candidates):
+        return ids(await registry.async_filter_deployments("g", candidates, None, request_kwargs={}))
+
+    def test_litellm_chooses_among_those_that_may_be_asked(self, files, router, plugin):
+        deployments = [stored("a"), stored("b", parallel_limit=1), stored("none", weight=0), stored("c")]
+
+        async def scenario(registry, _until):
+            assert await self.choose(registry, deployments) == ["a", "b", "c"]
+            plugin._attempt.set(plugin.Attempt())
+            await registry.async_pre_call_deployment_hook({"model_info": {"id": "b"}}, None)
+            assert registry.load.in_flight == {"b": 1}
+            assert await self.choose(registry, deployments) == ["a", "c"]
+            assert await self.choose(registry, deployments[2:3]) == ["none"]
+
+        self.follow(files, router, deployments, scenario)
+
+    def test_chat_and_embeddings_do_not_mix_and_failures_are_told_alike(self, files, router):
+        async def scenario(registry, _until):
+            with pytest.raises(FakeHTTPError, match="e is an embedding model"):
+                await registry.async_pre_call_hook(None, None, {"model": "e"}, "acompletion")
+            told = await registry.async_post_call_failure_hook({"model": "g"}, StatusError(500), None)
+            assert told.status_code == 503
+            assert files.report()["error"] is None
+            assert router.retry_policy.model_dump(exclude_none=True) == {"NotFoundErrorRetries": 2}
+            assert router.enable_pre_call_checks is True
+
+        self.follow(files, router, [stored("a", max_input_tokens=9), stored("e-1", "e", mode="embedding")], scenario)
+        assert router.calls == []
+
+    def test_a_change_counts_at_once_and_trusts_what_was_changed(self, files, router):
+        async def scenario(registry, until):
+            router.cooldown_cache.keys = {"key of a", "key of b"}
+            registry.outcomes.note("b", ended=1)
+            kept = router.database[1]
+            router.database = [stored("a", parallel_limit=3), kept, stored("c")]
+            await until(lambda r: r["deployments"] == ["a", "b", "c"])
+            assert registry.facts.limits == {"a": 3}
+            assert router.cooldown_cache.keys == {"key of b"}
+            router.database = [kept]
+            await until(lambda r: r["deployments"] == ["b"])
+            assert files.report()["outcomes"]["deployments"] == {"b": {"ended": 1}}
+
+        self.follow(files, router, [stored("a"), stored("b")], scenario)
+
+    def test_nothing_is_looked_up_anew_without_a_change(self, files, router, plugin, monkeypatch):
+        async def scenario(_registry, _until):
+            monkeypatch.setattr(plugin, "stored", lambda models: 1 / 0)
+            await asyncio.sleep(0.1)
+            assert files.report()["error"] is None
+
+        plugin.HEARTBEAT_SECONDS = 0.05
+        self.follow(files, router, [stored("a")], scenario)
+
+    def test_what_others_made_is_left_alone(self, files, router):
+        config, by_hand = stored("config", "config", db_model=False), stored("hand", "hand")
+        del by_hand["model_info"]["lmfleet"]
+
+        async def scenario(registry, until):
+            router.database = [*router.database, config, by_hand, stored("b")]
+            await until(lambda r: r["deployments"] == ["a", "b"])
+            assert registry.facts.groups == {"g"}
+
+        self.follow(files, router, [stored("a")], scenario)
+
+    def test_files_that_were_left_behind_do_not_choose(self, files, router):
+        files.write("deployments.json", document(1, candidate("a"), candidate("b")))
+
+        async def scenario(registry, _until):
+            router.deployments.clear()
+            assert await self.choose(registry, router.database) == ["a", "b"]
+
+        self.follow(files, router, [stored("a"), stored("b")], scenario)
 
 
 class TestRules:

@@ -65,6 +65,12 @@ class TestEntry:
             "model_info": {"id": "a", "mode": "embedding", "host": "mac-1"},
         }
 
+    def test_limits_for_a_minute_are_not_among_what_litellm_limits_requests_in_flight_by(self):
+        entry = registry.entry(deployment("a", rpm=30, tpm=9000))
+        assert entry["model_info"] == {"id": "a", "mode": "chat", "rpm": 30, "tpm": 9000}
+        assert not entry["litellm_params"].keys() & {"rpm", "tpm"}
+        assert "rpm 0, which must be at least 1" in registry.deployment_problems([deployment("a", rpm=0)])[0]
+
     def test_a_token_is_passed_on(self):
         assert registry.entry(deployment("a", api_key="t"))["litellm_params"]["api_key"] == "t"
 

@@ -6,6 +6,7 @@ The real LiteLLM with a real database stands in tests/gateway/test_postgres.py.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import ipaddress
 import json
@@ -61,6 +62,10 @@ class AdminApi(BaseHTTPRequestHandler):
         name = self.path.split("/")[2]
         if name not in rows:
             return self.answer(404, {})
+        if self.server.lost:
+            # LiteLLM reads, merges and writes the row: who is as quick as this one writes the former row.
+            self.server.lost -= 1
+            return self.answer(200, {})
         for part in ("litellm_params", "model_info"):
             rows[name][part].update(body.get(part, {}))
         rows[name].update({key: body[key] for key in ("model_name", "blocked") if key in body})
@@ -90,6 +95,7 @@ def shown(row):
 def gateway():
     server = ThreadingHTTPServer(("127.0.0.1", 0), AdminApi)
     server.rows, server.db, server.asked, server.stale, server.blind = {}, "connected", [], [], 0
+    server.lost = 0
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
     server.shutdown()
@@ -139,10 +145,18 @@ def test_a_pause_by_id_leaves_the_token_alone(run, gateway):
 
 
 def test_a_setting_that_goes_is_gone(run, gateway):
-    run(deployments=[{**A, "weight": 2}])
+    run(deployments=[{**A, "timeout": 2}])
     assert run(deployments=[A])["updated"] == ["a"]
-    assert "weight" not in gateway.rows["a"]["litellm_params"]
+    assert "timeout" not in gateway.rows["a"]["litellm_params"]
     assert run(deployments=[A])["changed"] is False
+
+
+def test_each_has_a_weight_or_litellm_would_give_nothing_to_those_without(run, gateway):
+    run(deployments=[A, {**B, "weight": 2}])
+    assert [gateway.rows[name]["litellm_params"]["weight"] for name in "ab"] == [1, 2]
+    run(deployments=[A, B])
+    assert gateway.rows["b"]["litellm_params"]["weight"] == 1
+    assert run(deployments=[A, B])["changed"] is False
 
 
 def test_what_somebody_changed_by_hand_is_put_right(run, gateway):
@@ -164,6 +178,55 @@ def test_each_owner_lifts_its_own_pauses_only(run, gateway):
     assert left["paused"]["b"]["operator"]["reason"] == "memory"
     assert run(deployments=[{"id": "b"}], owner="operator")["paused"] == {}
     assert gateway.rows["b"]["blocked"] is False
+
+
+def rows_now(gateway):
+    """Return what a worker still shows that learns of later changes later."""
+    return copy.deepcopy(list(gateway.rows.values()))
+
+
+def test_two_owners_that_pause_at_once_both_do(run, gateway):
+    run(deployments=[A, B])
+    kept = rows_now(gateway)
+    run(deployments=[{"id": "a", "state": "paused"}], owner="operator", reason="memory")
+    gateway.stale = [kept]
+    both = run(deployments=[{"id": "a", "state": "paused"}], owner="rollout")
+    assert (both["changed"], gateway.rows["a"]["blocked"]) == (True, True)
+    assert sorted(run(deployments=[{"id": "a"}])["paused"]["a"]) == ["operator", "rollout"]
+
+
+def test_who_lifts_a_pause_sees_to_one_that_was_set_meanwhile(run, gateway):
+    run(deployments=[A, {**B, "state": "paused"}], owner="rollout")
+    kept = rows_now(gateway)
+    run(deployments=[{"id": "b", "state": "paused"}], owner="operator")
+    gateway.stale = [kept]
+    run(deployments=[{"id": "b"}], owner="rollout")
+    assert gateway.rows["b"]["blocked"] is True
+    assert list(run(deployments=[{"id": "b"}])["paused"]["b"]) == ["operator"]
+
+
+def test_a_pause_of_others_keeps_nobody_waiting_and_leaves_the_declaration_alone(run, gateway):
+    run(deployments=[A, B])
+    kept = rows_now(gateway)
+    run(deployments=[{**A, "timeout": 5, "api_key": "new"}])
+    gateway.stale = [kept]
+    run(deployments=[{"id": "a", "state": "paused"}], owner="operator", timeout=0)
+    assert gateway.rows["a"]["litellm_params"]["api_key"] == "new"
+    assert run(deployments=[{**A, "timeout": 5, "api_key": "new"}])["changed"] is False
+
+
+def test_a_pause_that_another_call_has_undone_is_set_again(run, gateway):
+    run(deployments=[A, B])
+    gateway.lost = 1
+    run(deployments=[{"id": "a", "state": "paused"}], owner="operator")
+    assert gateway.rows["a"]["blocked"] is True
+    assert list(run(deployments=[{"id": "a"}])["paused"]["a"]) == ["operator"]
+
+
+def test_a_pause_that_is_undone_each_time_is_told_of(run, gateway):
+    run(deployments=[A, B])
+    gateway.lost = 1000
+    assert "does not know a" in run(deployments=[{"id": "a", "state": "paused"}], owner="operator", timeout=0.5)["msg"]
 
 
 def test_a_pause_that_has_ended_is_lifted_by_the_next_run(run, gateway):

@@ -42,14 +42,17 @@ def sound(*arguments, **variables):
 
 def test_settings_of_a_model_reach_each_of_its_deployments():
     settings = {"num_retries": 1, "cooldown_time": 5, "timeout": 60, "stream_timeout": 9, "parallel_allowance": 3}
+    settings.update(rpm=30, tpm=9000)
     models = {"chat": model(load={"parallel": 8}, **settings), "plain": model()}
     chat, plain = sound(models, instance("a", 1234, "chat", "plain")).deployments[:2]
     assert chat["parallel_limit"] == 11
-    assert {key: chat[key] for key in ("num_retries", "cooldown_time", "timeout", "stream_timeout")} == {
+    assert {key: chat[key] for key in fleet_routing.OF_EACH_DEPLOYMENT} == {
         "num_retries": 1,
         "cooldown_time": 5.0,
         "timeout": 60.0,
         "stream_timeout": 9.0,
+        "rpm": 30,
+        "tpm": 9000,
     }
     assert plain["parallel_limit"] == fleet_routing.DEFAULT_PARALLEL + 2
     assert "timeout" not in plain
@@ -100,6 +103,7 @@ def test_a_gateway_may_prefer_its_own_mac():
         ({"m": model(context_window_fallbacks=["e"]), "e": model("embedding")}, "which no instance serves"),
         ({"m": model(parallel_allowance=-1)}, "gateway.parallel_allowance must be at least 0, not -1"),
         ({"m": model(timeout=0)}, "gateway.timeout must be more than 0, not 0"),
+        ({"m": model(rpm=0)}, "gateway.rpm must be more than 0, not 0"),
     ],
 )
 def test_mistakes_in_the_settings_of_a_model(models, message):
