@@ -73,7 +73,7 @@ def test_the_first_mac_gets_back_what_it_had_when_it_does_worse_than_the_others(
     slower = slim(live, tmp_path, port=1254)
     slower.variables["all"]["lmfleet_canary_bake_seconds"] = 120
     key = live.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
-    with Traffic(gateway_url("mac-1"), key, "pretender", clients=16, pause=0.2) as traffic:
+    with Traffic(gateway_url("mac-1"), key, "pretender", clients=8, pause=0.5) as traffic:
         traffic.wait_for(20)
         process = slower.start()
         wait_for(lambda: paused(live, "rollout"), process)

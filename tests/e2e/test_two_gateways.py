@@ -64,8 +64,8 @@ def test_two_gateways_serve_alike(two, play):
 
 def test_another_master_key_costs_no_request(two, play):
     """Who keeps the former key in its time of grace loses none, nor who gets the new one after the run."""
-    former = [Traffic(gateway_url(host), KEYS[0], "pretender", clients=4, pause=0.8) for host in GATEWAYS]
-    new = [Traffic(gateway_url(host), KEYS[1], "pretender", clients=4, pause=0.8) for host in GATEWAYS]
+    former = [Traffic(gateway_url(host), KEYS[0], "pretender", clients=4, pause=2) for host in GATEWAYS]
+    new = [Traffic(gateway_url(host), KEYS[1], "pretender", clients=4, pause=2) for host in GATEWAYS]
     with former[0], former[1]:
         for traffic in former:
             traffic.wait_for(8)
