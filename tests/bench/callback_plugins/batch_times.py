@@ -32,6 +32,7 @@ PARTS = {
 class CallbackModule(CallbackBase):
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
+    CALLBACK_NEEDS_ENABLED = True  # the other one stands in the same folder
     CALLBACK_NAME = "batch_times"
 
     def __init__(self) -> None:

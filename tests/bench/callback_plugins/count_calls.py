@@ -51,6 +51,7 @@ def count_sessions(method):
 class CallbackModule(CallbackBase):
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
+    CALLBACK_NEEDS_ENABLED = True  # the other one stands in the same folder
     CALLBACK_NAME = "count_calls"
 
     def __init__(self) -> None:
