@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from fleet_under_test import Fleet, gateway_url
+from lent_gateway import lent
 from live_fleet import slim, without_a_gap
 from traffic import Traffic
 
@@ -32,13 +33,13 @@ def served(fleet):
 def live(fleet, tmp_path_factory):
     """The fleet with one instance of a model group on each Mac, changed as a live fleet is."""
     live = slim(without_a_gap(fleet), tmp_path_factory.mktemp("live"))
-    live.play().succeeded()
+    with lent(live, "mac-1"):
+        live.play().succeeded()
     return live
 
 
 @pytest.fixture
 def traffic(live):
     """Clients that ask the gateway of the fixture `live` without end, and have not begun."""
-    key = live.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
     # Without a pause, clients would take the time of all that is tested here.
-    return Traffic(gateway_url("mac-1"), key, "pretender", pause=2)
+    return Traffic(gateway_url("mac-1"), live.master_key(), "pretender", pause=2)

@@ -44,12 +44,17 @@ INVENTORIES = {
 }
 
 
+@pytest.fixture(scope="module")
+def fresh(fleet):
+    """What is on both Macs."""
+    return {host: fleet.files(host) for host in ("mac-1", "mac-2")}
+
+
 @pytest.fixture(autouse=True)
-def untouched(fleet):
+def untouched(fleet, fresh):
     """Every test here ends with both Macs as they were."""
-    before = {host: fleet.files(host) for host in ("mac-1", "mac-2")}
     yield
-    assert {host: fleet.files(host) for host in ("mac-1", "mac-2")} == before
+    assert {host: fleet.files(host) for host in fresh} == fresh
 
 
 @pytest.mark.parametrize(("variables", "words"), INVENTORIES.values(), ids=INVENTORIES)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from as_declared import ROOT, assert_as_declared, lms
+from lent_gateway import lent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
@@ -39,7 +40,8 @@ def scaled(fleet):
     fleet.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["mac_host_gpu_memory_limit_mb"] = 12000
     fleet.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["lmfleet_api_tokens"] = {"one": TOKEN}
     fleet.sandbox("knob", "mac-2", f'llmster.api_tokens@one=["{TOKEN}"]')
-    fleet.first = fleet.play("-v", "--diff").succeeded()
+    with lent(fleet, "mac-1"):
+        fleet.first = fleet.play("-v", "--diff").succeeded()
     return fleet
 
 
@@ -92,7 +94,7 @@ def test_every_instance_serves_what_is_declared(scaled):
     assert_as_declared(scaled)
     assert_set_up(scaled)
     assert scaled.play().succeeded().changed == UNCHANGED
-    ids = json.loads(scaled.on("mac-1", f"cat {ROOT}/gateway/registry/deployments.json"))["deployments"]
+    ids = json.loads(scaled.read("mac-1", f"{ROOT}/gateway/registry/deployments.json"))["deployments"]
     assert len(ids) == 8
 
 
@@ -212,7 +214,7 @@ def test_reset_of_one_mac_removes_what_is_ours_and_nothing_else(scaled):
     scaled.on("mac-2", f"kill -9 {pid}")  # its llmster is nobody's child now
     confirmed = ("--limit", "mac-2", "-e", "reset_confirm=yes")
     assert scaled.play(*confirmed, playbook="reset.yml").succeeded().changed["mac-2"]
-    registered = scaled.on("mac-1", f"cat {ROOT}/gateway/registry/deployments.json")
+    registered = scaled.read("mac-1", f"{ROOT}/gateway/registry/deployments.json")
     assert "mac-1-many-pretender" in registered and "mac-2-" not in registered
     assert scaled.on("mac-2", f"ls {ROOT}").split() == ["models", "models.json", "notes.txt"]
     assert ROOT not in scaled.on("mac-2", "ps -axo args", root=True)

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from as_declared import assert_as_declared, lms, look
 from fleet_under_test import Fleet
-from loaded_models import assert_as_declared, look
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
@@ -59,14 +59,6 @@ def unchanged(fleet: Fleet) -> None:
     assert_as_declared(fleet, "mac-1")
 
 
-def lms(fleet: Fleet, instance: str, *words: str) -> str:
-    """Call lms of an instance by hand."""
-    home = f"{HOMES}/{instance}"
-    program = json.loads(fleet.on("mac-1", f"cat {home}/instance.json"))["lms"]
-    info = f"LMS_API_SERVER_INFO_PATH={home}/.lmstudio/.internal/http-server.json"
-    return fleet.sandbox("exec", "mac-1", "--", "/usr/bin/env", f"HOME={home}", info, program, *words)
-
-
 def daemons(fleet: Fleet) -> dict[str, int]:
     return {name: one["status"]["daemon_pid"] for name, one in look(fleet, "mac-1").items()}
 
@@ -107,7 +99,7 @@ def test_changed_tuning_loads_that_model_anew_and_no_other(mac, tmp_path):
     changed = mac.copy(tmp_path)
     changed.variables["macs"]["lmfleet_instances"][1]["models"][0]["load"] = {"context_length": 3000}
     converged(changed)
-    log = mac.on("mac-1", f"cat {HOMES}/chat-b/logs/runner.log")
+    log = mac.read("mac-1", f"{HOMES}/chat-b/logs/runner.log")
     assert log.count("loading pretender from") == 2
     assert log.count("loading pretender-embed from") == 1
     after = look(mac, "mac-1")
@@ -119,10 +111,10 @@ def test_changed_tuning_loads_that_model_anew_and_no_other(mac, tmp_path):
 
 def load_otherwise(fleet: Fleet) -> bool:
     """Load a declared model by hand with other settings; False when the runner was quicker."""
-    lms(fleet, "chat-b", "unload", "pretender-2")
+    lms(fleet, "mac-1", "chat-b", "unload", "pretender-2")
     wanted = ("pretender", "-y", "--identifier", "pretender-2", "--parallel", "1", "--ttl", "300")
     try:
-        lms(fleet, "chat-b", "load", *wanted)
+        lms(fleet, "mac-1", "chat-b", "load", *wanted)
     except AssertionError as error:
         assert "pretender-2" in str(error)
         return False
@@ -130,12 +122,12 @@ def load_otherwise(fleet: Fleet) -> bool:
 
 
 def test_what_somebody_did_to_the_models_by_hand_is_told_or_undone(mac, tmp_path):
-    lms(mac, "chat-a", "unload", "pretender")
+    lms(mac, "mac-1", "chat-a", "unload", "pretender")
     wait_until(lambda: load_otherwise(mac), "it was loaded by hand before the runner did")
     run(mac).succeeded()
     unchanged(mac)
 
-    lms(mac, "chat-a", "load", "pretender", "-y", "--identifier", "mine")
+    lms(mac, "mac-1", "chat-a", "load", "pretender", "-y", "--identifier", "mine")
     wait_until(lambda: look(mac, "mac-1")["chat-a"]["status"]["unmanaged"], "the runner has seen it")
     told = run(mac).succeeded()
     assert told.changed == {"mac-1": 0}
@@ -143,8 +135,8 @@ def test_what_somebody_did_to_the_models_by_hand_is_told_or_undone(mac, tmp_path
     purging = mac.copy(tmp_path)
     purging.variables["macs"]["lmstudio_instances_purge"] = True
     converged(purging)
-    lms(mac, "chat-a", "load", "pretender", "-y", "--identifier", "mine")
-    wait_until(lambda: '"mine"' not in lms(mac, "chat-a", "ps", "--json"), "the runner unloaded it by itself")
+    lms(mac, "mac-1", "chat-a", "load", "pretender", "-y", "--identifier", "mine")
+    wait_until(lambda: '"mine"' not in lms(mac, "mac-1", "chat-a", "ps", "--json"), "the runner unloaded it by itself")
     restored(mac)
 
 
@@ -198,7 +190,7 @@ def test_a_model_that_does_not_fit_is_told_and_the_others_serve(mac, tmp_path):
 @pytest.fixture
 def desktop(mac):
     """LM Studio of the user's own, with a server on port 1240. Returns a function that runs its lms."""
-    declared = json.loads(mac.on("mac-1", f"cat {HOMES}/chat-a/instance.json"))
+    declared = json.loads(mac.read("mac-1", f"{HOMES}/chat-a/instance.json"))
     info = "/Users/admin/.lmstudio/.internal/http-server.json"
     start = f"HOME=/Users/admin nohup {declared['llmster']} >/dev/null 2>&1 & echo $!"
     pid = mac.sandbox("exec", "mac-1", "--", "/bin/sh", "-c", start).strip()
@@ -244,7 +236,7 @@ def cut_connections(fleet: Fleet) -> None:
 @pytest.mark.timeout(1800)
 def test_a_run_killed_anywhere_is_repaired_by_the_next(mac, tmp_path):
     chance = random.Random(20260301)
-    for attempt in range(6):
+    for attempt in range(4):
         changed = mac.copy(tmp_path)
         changed.variables["macs"]["lmfleet_instances"][attempt % 2]["models"][0]["load"] = {
             "context_length": 3000 + attempt

@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from as_declared import listed
+from as_declared import look
 from fleet_under_test import NETWORK, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(900)]
@@ -119,7 +119,7 @@ def test_each_file_comes_from_the_internet_once(cached, internet):
 
 
 def test_models_of_every_kind_are_loaded_for_what_they_are(cached):
-    loaded = listed(cached, "mac-2", "chat-a")
+    loaded = {model["identifier"]: model for model in look(cached, "mac-2")["chat-a"]["ps"]}
     assert {name: (model["modelKey"], model["format"], model["vision"]) for name, model in loaded.items()} == {
         "split": ("split", "gguf", False),
         "mlx": ("mlx", "safetensors", True),

@@ -7,6 +7,7 @@ import pytest
 
 from as_declared import assert_as_declared
 from fleet_under_test import Fleet
+from lent_gateway import lent
 from live_fleet import EMBED, UNCHANGED, changed, declare, paused, without_a_gap
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
@@ -14,7 +15,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def live(fleet: Fleet) -> Fleet:
-    declare(without_a_gap(fleet)).play().succeeded()
+    with lent(fleet, "mac-1"):
+        declare(without_a_gap(fleet)).play().succeeded()
     return fleet
 
 

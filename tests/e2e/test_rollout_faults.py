@@ -72,8 +72,7 @@ def test_what_was_changed_before_goes_back_too_where_that_is_wanted(live, traffi
 def test_the_first_mac_gets_back_what_it_had_when_it_does_worse_than_the_others(live, tmp_path):
     slower = slim(live, tmp_path, port=1254)
     slower.variables["all"]["lmfleet_canary_bake_seconds"] = 120
-    key = live.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
-    with Traffic(gateway_url("mac-1"), key, "pretender", clients=8, pause=0.5) as traffic:
+    with Traffic(gateway_url("mac-1"), live.master_key(), "pretender", clients=8, pause=0.5) as traffic:
         traffic.wait_for(20)
         process = slower.start()
         wait_for(lambda: paused(live, "rollout"), process)
@@ -95,8 +94,7 @@ def test_requests_that_do_not_end_stop_the_roll_out_and_are_answered(live, traff
     new = slim(live, tmp_path, port=1254)
     new.variables["all"]["lmfleet_drain_timeout"] = 3
     live.sandbox("knob", "mac-1", "llmster.slow_factor@chat-a=20")
-    key = live.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
-    long = Traffic(gateway_url("mac-1"), key, "mac-1-chat-a-pretender", clients=2, pause=0.05)
+    long = Traffic(gateway_url("mac-1"), live.master_key(), "mac-1-chat-a-pretender", clients=2, pause=0.05)
     with traffic:
         with long:
             traffic.wait_for(20)

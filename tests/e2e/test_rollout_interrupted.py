@@ -35,8 +35,8 @@ def test_a_mac_that_vanishes_in_the_middle_of_its_batch(live, traffic, tmp_path)
     new = slim(live, tmp_path, port=1264)
     with traffic:
         process = new.start(ANSIBLE_SSH_ARGS="-o ControlMaster=auto -o ServerAliveInterval=2 -o ServerAliveCountMax=3")
-        declared = "cat /Users/admin/.lmfleet/instances/chat-a/instance.json"
-        wait_for(lambda: json.loads(live.on("mac-2", declared))["port"] == 1264, process)
+        declared = "/Users/admin/.lmfleet/instances/chat-a/instance.json"
+        wait_for(lambda: json.loads(live.read("mac-2", declared))["port"] == 1264, process)
         live.plug("mac-2", "down")
         try:
             run = Run(process, process.communicate()[0])
@@ -87,7 +87,7 @@ def test_a_mac_that_cannot_be_reached_is_left_out_on_request(live, traffic, tmp_
         run = new.play("-e", "lmfleet_ignore_unreachable=true", "-e", "lmfleet_allow_downtime=true")
         assert run.code == UNREACHABLE, run.output
         assert_as_declared(new, "mac-1")
-        known = json.loads(live.on("mac-1", f"cat {REGISTRY}/deployments.json"))["deployments"]
+        known = json.loads(live.read("mac-1", f"{REGISTRY}/deployments.json"))["deployments"]
         places = {one["model_info"]["id"]: one["litellm_params"]["api_base"] for one in known}
         assert places["mac-1-chat-a-pretender"].endswith(":1254/v1")
         assert places["mac-2-chat-a-pretender"].endswith(":1244/v1"), "nobody has told mac-2 to move"

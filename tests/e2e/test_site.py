@@ -26,7 +26,6 @@ from lmfleet_sandbox.realm import Realm
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
 GUARD_LOG = "/Users/admin/.lmfleet/queue_guard/guard.log"
-MASTER_KEY = "cat /Users/admin/.lmfleet/gateway/master_key"
 DEPLOYMENTS = {f"mac-{mac}-chat-{instance}-pretender" for mac in (1, 2) for instance in "ab"}
 
 
@@ -85,7 +84,7 @@ def test_a_deployment_whose_queue_grows_too_long_is_paused_and_comes_back(served
     def until(condition, what):
         deadline = time.monotonic() + 60
         while not condition():
-            assert time.monotonic() < deadline, (what, served.paused_by_guard(), served.on("mac-1", f"cat {GUARD_LOG}"))
+            assert time.monotonic() < deadline, (what, served.paused_by_guard(), served.read("mac-1", GUARD_LOG))
             time.sleep(0.5)
 
     def reached():
@@ -129,7 +128,7 @@ def test_the_settings_of_a_model_arrive(served):
 
 
 def test_no_secret_can_be_read_by_others(served):
-    key = served.on("mac-1", MASTER_KEY).strip()
+    key = served.master_key()
     assert len(key) > 20
     readable = "find /Users/admin/.lmfleet/gateway /Library/LaunchDaemons -maxdepth 1 -type f -perm -004"
     for file in served.on("mac-1", readable, root=True).split():
@@ -157,21 +156,6 @@ def test_after_all_that_a_run_changes_nothing(served):
     assert served.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
 
 
-def test_a_changed_setting_loads_that_model_anew_and_nothing_else(served, tmp_path):
-    before = served.daemons()
-    changed = served.copy(tmp_path)
-    for host in (changed.variables["macs"], changed.hosts["all"]["children"]["macs"]["hosts"]["mac-1"]):
-        host["lmfleet_instances"][1]["models"][0] = {"name": "pretender", "load": {"parallel": 2}}
-    run = changed.play("--diff").succeeded()
-    run.said("numParallelSessions")
-    assert served.daemons() == before
-    assert served.status("mac-1", "chat-b")["models"][0]["parallel"] == 2
-    assert served.status("mac-1", "chat-a")["models"][0]["parallel"] == 4
-    assert_as_declared(changed)
-    assert changed.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
-    served.play().succeeded()
-
-
 EVERY_SETTING = {
     "context_length": 3000,
     "parallel": 3,
@@ -196,15 +180,19 @@ EVERY_SETTING = {
 
 
 def test_every_setting_arrives_and_loads_that_model_anew_only(served, tmp_path):
+    """All of them on one Mac, and one of them on the other."""
     before = served.daemons()
     tuned = served.copy(tmp_path)
     tuned.variables["macs"]["lmfleet_instances"][1]["models"][0] = {"name": "pretender", "load": EVERY_SETTING}
-    run = tuned.play().succeeded()
+    mac_1 = tuned.hosts["all"]["children"]["macs"]["hosts"]["mac-1"]["lmfleet_instances"]
+    mac_1[1]["models"][0] = {"name": "pretender", "load": {"parallel": 2}}
+    run = tuned.play("--diff").succeeded()
+    run.said("numParallelSessions")
     run.said("model pretender on mac-2/chat-b: speculative decoding with load.parallel 3")
     assert (run.changed["mac-2"] > 0, served.daemons()) == (True, before)
     home = "/Users/admin/.lmfleet/instances/chat-b"
     folder = f"{home}/.lmstudio/.internal/user-concrete-model-default-config/lmfleet/pretender"
-    fields = json.loads(served.on("mac-2", f"cat {folder}/fake-llm.gguf.json"))["load"]["fields"]
+    fields = json.loads(served.read("mac-2", f"{folder}/fake-llm.gguf.json"))["load"]["fields"]
     values = {field["key"].rpartition(".")[2]: field["value"] for field in fields}
     assert len(values) == len(EVERY_SETTING) + 1  # draftSimple follows from draftModel
     assert (values["cpuThreadPoolSize"], values["offloadRatio"], values["draftSimple"]) == (12, 0.5, True)
@@ -212,8 +200,10 @@ def test_every_setting_arrives_and_loads_that_model_anew_only(served, tmp_path):
     assert values["draftModel"] == "lmfleet/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
     loaded = {model["identifier"]: model for model in served.status("mac-2", "chat-b")["models"]}
     assert (loaded["pretender"]["context_length"], loaded["pretender"]["parallel"]) == (3000, 3)
-    declared = json.loads(served.on("mac-2", f"cat {home}/instance.json"))["models"][0]["load"]
+    declared = json.loads(served.read("mac-2", f"{home}/instance.json"))["models"][0]["load"]
     assert declared == {**EVERY_SETTING, "draft_simple": True, "cpu_threads": 12}
+    assert served.status("mac-1", "chat-a")["models"][0]["parallel"] == 4
+    assert_as_declared(tuned)
     assert tuned.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
     served.play().succeeded()
 
@@ -291,7 +281,7 @@ def test_two_runs_at_once_do_no_harm(served):
 def test_a_gateway_that_is_gone_does_not_stop_the_others(served, tmp_path):
     two = served.copy(tmp_path)
     two.hosts["all"]["children"]["gateways"]["hosts"]["gone"] = {"ansible_host": f"{NETWORK}.99"}
-    two.variables["gateways"]["litellm_master_key"] = served.on("mac-1", MASTER_KEY).strip()
+    two.variables["gateways"]["litellm_master_key"] = served.master_key()
     run = two.play("-e", "ansible_ssh_timeout=5")
     assert run.code == 4, run.output
     assert run.changed == {"mac-1": 0, "mac-2": 0, "gone": 0}
@@ -338,7 +328,7 @@ def test_the_gateway_with_tls(served, tmp_path):
         return fleet.play("--diff")
 
     def asked(trusted: str) -> dict:
-        key = served.on("mac-1", MASTER_KEY).strip()
+        key = served.master_key()
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         body = json.dumps(chat("pretender")).encode()
         request = urllib.request.Request(f"https://{NETWORK}.11:8443/v1/chat/completions", body, headers)

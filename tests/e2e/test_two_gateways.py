@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fleet_under_test import Fleet, Run, chat, gateway_url
+from lent_gateway import lent
 from live_fleet import REGISTRY, UNCHANGED, slim
 from traffic import Traffic
 
@@ -54,7 +55,8 @@ def play(tmp_path_factory):
 
 
 def test_two_gateways_serve_alike(two, play):
-    run = play(two, KEYS[0]).succeeded()
+    with lent(two, *GATEWAYS):
+        run = play(two, KEYS[0]).succeeded()
     run.said(*(f"Clients: {gateway_url(host)}/v1 (gateway on {host})" for host in GATEWAYS))
     assert deployments(two, "mac-1") == deployments(two, "mac-2")
     for host in GATEWAYS:
@@ -105,7 +107,7 @@ def test_a_gateway_that_was_away_is_brought_up_to_date(two, play, tmp_path):
 
 def deployments(fleet: Fleet, host: str) -> list:
     """Return the deployments that a gateway has been told of."""
-    return json.loads(fleet.on(host, f"cat {REGISTRY}/deployments.json"))["deployments"]
+    return json.loads(fleet.read(host, f"{REGISTRY}/deployments.json"))["deployments"]
 
 
 def answered(fleet: Fleet, host: str, key: str, model: str) -> bool:

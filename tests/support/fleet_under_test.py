@@ -116,8 +116,16 @@ class Fleet:
         return result.stdout
 
     def on(self, host: str, command: str, root: bool = False) -> str:
+        """Run a command on a Mac. It takes a quarter of a second of a core: to wait for a file, read it."""
         words = ["exec", *(["--root"] if root else []), host, "--", *shlex.split(command)]
         return self.sandbox(*words)
+
+    def read(self, host: str, path: str) -> str:
+        """Return a file of a user from the disk of a Mac. Raises FileNotFoundError."""
+        return Path(f"{STATE}/hosts/{host}/upper{path}").read_text()
+
+    def master_key(self) -> str:
+        return self.read("mac-1", "/Users/admin/.lmfleet/gateway/master_key").strip()
 
     def plug(self, host: str, state: str) -> None:
         """Pull the network cable of a Mac (down), or put it back (up). Who stands at the Mac notices nothing."""
@@ -129,16 +137,16 @@ class Fleet:
         # Ansible's own folder, logs, and a file of Debian's sudo come and go.
         passing = "-not -path '*/.ansible*' -not -path '*/logs*' -not -name '.sudo_*'"
         find = f"find /Users/admin /Library/LaunchDaemons {passing}"
-        return self.on(host, f"{find} -type d", root=True) + self.on(host, f"{find} -not -type d -ls", root=True)
+        return self.on(host, f"{find} ( -type d -print -o -not -type d -ls )", root=True)
 
     def status(self, host: str, instance: str) -> dict:
-        return json.loads(self.on(host, f"cat /Users/admin/.lmfleet/instances/{instance}/status.json"))
+        return json.loads(self.read(host, f"/Users/admin/.lmfleet/instances/{instance}/status.json"))
 
     def paused_by_guard(self) -> dict:
         """Return the pauses of the queue guard that hold."""
         try:
-            text = self.on("mac-1", "cat /Users/admin/.lmfleet/gateway/registry/paused/guard.json")
-        except AssertionError:
+            text = self.read("mac-1", "/Users/admin/.lmfleet/gateway/registry/paused/guard.json")
+        except FileNotFoundError:
             return {}
         return {name: pause for name, pause in json.loads(text)["paused"].items() if pause["until"] > time.time()}
 
@@ -157,7 +165,7 @@ class Fleet:
         while time.monotonic() < deadline:
             try:
                 status = self.status(host, instance)
-            except (AssertionError, ValueError):
+            except (FileNotFoundError, ValueError):
                 status = None
             if status and status["state"] == "ready" and status["daemon_pid"] != not_pid:
                 return status
@@ -166,8 +174,7 @@ class Fleet:
 
     def ask(self, path: str, body: dict, timeout: float = 60) -> urllib.request.http.client.HTTPResponse:
         """Send a request to the gateway. The caller reads and closes the response; HTTPError for any but 200."""
-        key = self.on("mac-1", "cat /Users/admin/.lmfleet/gateway/master_key").strip()
-        return self.ask_gateway("mac-1", key, path, body, timeout)
+        return self.ask_gateway("mac-1", self.master_key(), path, body, timeout)
 
     def ask_gateway(
         self, host: str, key: str, path: str, body: dict, timeout: float = 60

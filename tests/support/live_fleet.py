@@ -49,8 +49,8 @@ def slim(fleet: Fleet, folder, port: int = 1244, length: int = 6000) -> Fleet:
 
 def paused(fleet: Fleet, owner: str) -> set[str]:
     try:
-        return set(json.loads(fleet.on("mac-1", f"cat {REGISTRY}/paused/{owner}.json"))["paused"])
-    except AssertionError:
+        return set(json.loads(fleet.read("mac-1", f"{REGISTRY}/paused/{owner}.json"))["paused"])
+    except FileNotFoundError:
         return set()
 
 
