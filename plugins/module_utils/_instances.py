@@ -188,9 +188,11 @@ def interrupted(wanted: Wanted, found: Found, decision: Decision) -> list[str]:
     """Return the identifiers of the models that do not answer while a decision is carried out, of those that do now."""
     before = served(found.declaration)
     if decision.action == "restart" or found.moved_from:
-        return sorted(before)
+        return sorted(before if _parsed(found.declaration) else _loaded(found))
     if decision.action != "live" or found.declaration == wanted.content:
         return []
+    if _runtimes(wanted.declaration).items() - _runtimes(_parsed(found.declaration)).items():
+        return sorted(before)  # what runs with another runtime is loaded anew
     after = {model["identifier"]: model for model in wanted.declaration["models"]}
     return sorted(name for name in before if before[name].get("fingerprint") != after.get(name, {}).get("fingerprint"))
 
@@ -209,6 +211,15 @@ def served(declaration: str | None) -> dict[str, dict]:
     models = _parsed(declaration).get("models")
     entries = models if isinstance(models, list) else []
     return {one["identifier"]: one for one in entries if isinstance(one, dict) and one.get("identifier")}
+
+
+def _loaded(found: Found) -> set[str]:
+    """Return what an instance serves by its own word, for one whose declaration is gone or broken."""
+    return {model["identifier"] for model in found.status.get("models") or [] if model.get("key")}
+
+
+def _runtimes(declaration: dict) -> dict[str, str]:
+    return declaration.get("runtimes") or {}
 
 
 def _parsed(declaration: str | None) -> dict:

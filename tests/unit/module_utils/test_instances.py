@@ -267,3 +267,29 @@ def test_what_moves_to_another_launchd_domain_does_not_answer_meanwhile():
     assert instances.interrupted(WANTED, moves, decision) == ["m"]
     fresh = found(service=NOT_LOADED)
     assert instances.interrupted(WANTED, fresh, instances.decide(WANTED, fresh, PATH, "v1")) == []
+
+
+def interrupted(wanted=WANTED, **changes):
+    now = found(**changes)
+    return instances.interrupted(wanted, now, instances.decide(wanted, now, PATH, "v1"))
+
+
+@pytest.mark.parametrize("broken", [None, "{", "[]"])
+def test_what_serves_without_a_sound_declaration_does_not_answer_while_it_starts_anew(broken):
+    models = [{"identifier": "m", "key": "p/n"}, {"identifier": "not loaded", "key": None}]
+    status = {**STATUS, "generation": "another", "models": models}
+    assert interrupted(declaration=broken, status=status) == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stopped"),
+    [
+        ({}, {"engine": "2"}, ["m"]),
+        ({"engine": "1"}, {"engine": "2"}, ["m"]),
+        ({"engine": "2"}, {"engine": "2"}, []),
+        ({"engine": "2", "other": "1"}, {"engine": "2"}, []),  # what is not declared is left as it is
+    ],
+)
+def test_with_another_runtime_all_models_are_loaded_anew(before, after, stopped):
+    wanted = instances.parse_wanted(entry(runtimes=after, purge=True))
+    assert interrupted(wanted, declaration=other(runtimes=before)) == stopped

@@ -361,6 +361,14 @@ def test_a_runtime_that_is_not_there_is_said_and_the_models_are_served(instance)
     assert "runtime engine: version 3 is not installed (installed is 1, 2)" in status["error"]
 
 
+def test_it_is_not_ready_before_it_has_looked_at_another_runtime(instance):
+    first = instance.start().ready()
+    instance.knob(lms_hangs="runtime")
+    instance.declare(runtimes={"engine": "3"})
+    status = instance.until(lambda status: status["generation"] != first["generation"])
+    assert status["state"] == "loading"
+
+
 def test_running_requests_are_waited_for_before_the_daemon_ends(instance, is_alive):
     daemon = instance.start().ready()["daemon_pid"]
     entry = instance.fake()["loaded"]["m"]

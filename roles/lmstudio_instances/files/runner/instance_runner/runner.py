@@ -82,7 +82,7 @@ class Runner:
         if self.declaration_error or self.problems():
             return "degraded"
         plan = self.models.plan(self.declaration)
-        return "loading" if plan.load or plan.unload else "ready"
+        return "loading" if plan.load or plan.unload or self.runtimes.pending else "ready"
 
     def problems(self) -> list[str]:
         """Return in words what is not as declared."""

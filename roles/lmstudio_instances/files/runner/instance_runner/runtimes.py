@@ -38,18 +38,25 @@ class Runtimes:
     def __init__(self, ask: Callable[..., Answer]) -> None:
         self._ask = ask
         self._next_check = 0.0
+        self.pending = True  # whether what is declared has not been looked at yet
         self.selected: dict[str, str] = {}
         self.problems: list[str] = []
 
     def check_soon(self) -> None:
-        """Make the next check due."""
+        """Make the next check due, for what is declared anew."""
         self._next_check = 0.0
+        self.pending = True
 
     def check(self, declared: dict[str, str]) -> bool:
         """When it is due, select what is declared; return whether a selection changed."""
         if time.monotonic() < self._next_check:
             return False
         self._next_check = time.monotonic() + RUNTIME_CHECK
+        selected_anew = self._select(declared)
+        self.pending = False
+        return selected_anew
+
+    def _select(self, declared: dict[str, str]) -> bool:
         self.problems, self.selected = [], {}
         wanted = [f"{name}@{version}" for name, version in declared.items()]
         installed = self._list() if wanted else {}
