@@ -4,7 +4,7 @@
 """What an instance had before its last change, kept in its home, so that a roll-out that goes wrong can put it back.
 
 A change is unfinished until the instance was seen to serve as declared. What is kept stays the same until then, over as
-many runs as it takes: it is what served last.
+many runs as it takes: it is what served last. An instance may have come to serve after its run was cut off.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from typing import NamedTuple
 
 from ._files import atomic_write, canonical_json, read_bytes, read_json, remove_file
-from ._instances import Found, InstanceError, Wanted, parse_wanted
+from ._instances import Found, InstanceError, Wanted, parse_wanted, serves_as_declared
 from ._launchd import LaunchdError
 from ._tuning_files import Change, Home, managed
 
@@ -32,7 +32,7 @@ def remember(home: str, found: Found, tunings: Home | None) -> None:
     """Keep what an instance has, as its change begins. Secret, as its declaration is."""
     files = {change.file: change.before for change in tunings.changes} if tunings else {}
     document = _read(home)
-    if not document.get("unfinished"):
+    if not document.get("unfinished") or serves_as_declared(found):
         document = {
             "format": _FORMAT,
             "declaration": found.declaration,

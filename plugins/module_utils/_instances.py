@@ -281,6 +281,12 @@ def reports(found: Found) -> bool:
     return found.pid() is not None and found.status.get("pid") == found.pid()
 
 
+def serves_as_declared(found: Found) -> bool:
+    """Tell whether an instance says that it serves what its instance.json has."""
+    generation = hashlib.sha256((found.declaration or "").encode("utf-8")).hexdigest()
+    return reports(found) and (found.status.get("state"), found.status.get("generation")) == ("ready", generation)
+
+
 class Verdict(NamedTuple):
     """Whether an instance is ready; if not, `seen` says what is in the way, and `lasting` that waiting rarely helps."""
 

@@ -46,6 +46,17 @@ options:
     type: list
     elements: str
     default: []
+  doubtful:
+    description:
+      - Those of O(deployments) that will hardly answer. They are asked with the others, for O(doubtful_timeout) only.
+    type: list
+    elements: str
+    default: []
+  doubtful_timeout:
+    description:
+      - Seconds to wait until those in O(doubtful) have answered.
+    type: float
+    default: 5
   registry:
     description:
       - Folder of the gateway's registry. With it the task also waits until each worker of the gateway knows every
@@ -147,6 +158,15 @@ deployments:
       type: str
       returned: always
   sample: [{id: mac-1-chat-a-smollm2, healthy: true, latency: 0.21, problem: ""}]
+busy:
+  description: Number of requests in flight by id, of those deployments in O(idle) that still have some.
+  returned: when O(idle) was waited for in vain
+  type: dict
+  sample: {mac-1-chat-a-smollm2: 2}
+worse:
+  description: In which way the deployments in O(watch) do worse than the others.
+  returned: when they do
+  type: str
 workers:
   description: What the workers of the gateway say.
   returned: when O(registry) is set and the gateway was ready
@@ -196,6 +216,7 @@ workers:
 """
 
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
@@ -234,21 +255,22 @@ def wait_for_workers(registry: Registry, deadline: float) -> tuple:
         time.sleep(POLL_SECONDS)
 
 
-def wait_until_idle(registry: Registry, idle: list[str], since: float, deadline: float) -> str:
-    """Return "" once no worker has requests in flight to `idle`, or who has at `deadline` (monotonic seconds).
+def wait_until_idle(registry: Registry, idle: list[str], since: float, deadline: float) -> tuple[dict[str, int], str]:
+    """Return ({}, "") once no worker has requests in flight to `idle`, or who has at `deadline` (monotonic seconds).
 
     A report from before `since` (epoch seconds) says nothing: a request may have begun after it.
     """
     while True:
         workers = registry.workers(time.time())
         late = [worker for worker in workers if time.time() - worker.age < since]
-        busy = {name: worker.in_flight[name] for worker in workers for name in idle if worker.in_flight.get(name)}
+        busy: Counter[str] = Counter()
+        for worker in workers:
+            busy.update({name: worker.in_flight[name] for name in idle if worker.in_flight.get(name)})
         if not late and not busy:
-            return ""
+            return {}, ""
         if time.monotonic() >= deadline:
-            if busy:
-                return "requests to end: " + ", ".join(f"{name} has {count}" for name, count in sorted(busy.items()))
-            return f"the worker {late[0].pid} to report"
+            requests = ", ".join(f"{name} has {count}" for name, count in sorted(busy.items()))
+            return dict(busy), f"requests to end: {requests}" if busy else f"the worker {late[0].pid} to report"
         time.sleep(POLL_SECONDS)
 
 
@@ -278,7 +300,8 @@ def ask_workers(module: AnsibleModule, registry: Registry, since: float, deadlin
     params = module.params
     workers, problem = wait_for_workers(registry, deadline)
     if params["idle"] and not problem and not module.check_mode:
-        problem = wait_until_idle(registry, params["idle"], since, deadline)
+        busy, problem = wait_until_idle(registry, params["idle"], since, deadline)
+        result.update({"busy": busy} if problem else {})
     names = ("pid", "age", "generation", "deployments", "in_flight", "started_at", "outcomes", "error")
     result["workers"] = [{name: getattr(worker, name) for name in names} for worker in workers]
     if problem:
@@ -286,36 +309,47 @@ def ask_workers(module: AnsibleModule, registry: Registry, since: float, deadlin
     if params["watch"] and not module.check_mode:
         problem = watch(registry, params["watch"], params["watch_seconds"])
         if problem:
-            module.fail_json(msg=f"Since it was changed it does worse than the others. {problem}.", **result)
+            msg = f"Since it was changed it does worse than the others. {problem}."
+            module.fail_json(msg=msg, worse=problem, **result)
 
 
-def probe_all(gateway: Gateway, deployments: list[str], deadline: float, probe_timeout: float) -> list[Probe]:
-    """Ask until all have answered or `deadline` (monotonic seconds) has passed; return the last outcome of each."""
-    last = {deployment: Probe(deployment, "not asked", 0.0) for deployment in deployments}
-    while deployments:
-        pending = [deployment for deployment in deployments if last[deployment].problem]
-        for outcome in _probe_once(gateway, pending, deadline, probe_timeout):
+def probe_all(gateway: Gateway, deadlines: dict[str, float], probe_timeout: float) -> list[Probe]:
+    """Ask deployments, each until it has answered or its deadline (monotonic seconds) has passed.
+
+    Return the last outcome of each.
+    """
+    last = {deployment: Probe(deployment, "not asked", 0.0) for deployment in deadlines}
+    pending = sorted(deadlines, key=deadlines.get, reverse=True)  # what has little hope keeps nobody waiting
+    while pending:
+        for outcome in _probe_once(gateway, {name: deadlines[name] for name in pending}, probe_timeout):
             last[outcome.deployment] = outcome
-        if not any(outcome.problem for outcome in last.values()) or time.monotonic() >= deadline:
-            break
-        time.sleep(POLL_SECONDS)
+        now = time.monotonic()
+        pending = [deployment for deployment in pending if last[deployment].problem and now < deadlines[deployment]]
+        if pending:
+            time.sleep(POLL_SECONDS)
     return list(last.values())
 
 
-def _probe_once(gateway: Gateway, deployments: list[str], deadline: float, probe_timeout: float) -> list[Probe]:
+def _probe_once(gateway: Gateway, deadlines: dict[str, float], probe_timeout: float) -> list[Probe]:
     try:
         modes = gateway.modes(READINESS_TIMEOUT)
     except ValueError as error:
-        return [Probe(deployment, str(error), 0.0) for deployment in deployments]
+        return [Probe(deployment, str(error), 0.0) for deployment in deadlines]
 
     def probe(deployment: str) -> Probe:
         if deployment not in modes:
             return Probe(deployment, "the gateway does not know it", 0.0)
-        timeout = max(1.0, min(probe_timeout, deadline - time.monotonic()))
+        timeout = max(1.0, min(probe_timeout, deadlines[deployment] - time.monotonic()))
         return gateway.probe(deployment, modes[deployment], timeout)
 
     with ThreadPoolExecutor(PARALLEL_PROBES) as pool:
-        return list(pool.map(probe, deployments))
+        return list(pool.map(probe, deadlines))
+
+
+def deadlines_of(params: dict, deadline: float) -> dict[str, float]:
+    """Return until when (monotonic seconds) each deployment is asked."""
+    short = min(deadline, time.monotonic() + params["doubtful_timeout"])
+    return {name: short if name in params["doubtful"] else deadline for name in params["deployments"]}
 
 
 def master_key(params: dict) -> str:
@@ -338,6 +372,8 @@ def main() -> None:
             "master_key": {"type": "str", "no_log": True},
             "master_key_file": {"type": "path", "no_log": False},
             "deployments": {"type": "list", "elements": "str", "default": []},
+            "doubtful": {"type": "list", "elements": "str", "default": []},
+            "doubtful_timeout": {"type": "float", "default": 5},
             "registry": {"type": "path"},
             "idle": {"type": "list", "elements": "str"},
             "watch": {"type": "list", "elements": "str"},
@@ -373,7 +409,7 @@ def main() -> None:
         except RegistryError as error:
             module.fail_json(msg=str(error), **result)
     try:
-        outcomes = probe_all(gateway, params["deployments"], deadline, params["probe_timeout"])
+        outcomes = probe_all(gateway, deadlines_of(params, deadline), params["probe_timeout"])
     except KeyRefusedError as error:
         module.fail_json(msg=f"{error}. Give its master key, with master_key or master_key_file.", **result)
     result["deployments"] = [

@@ -323,7 +323,8 @@ def _units(fleet: _Fleet, changes: list[Change]) -> tuple[list[Change], list[lis
         for wanted in by_host.values()
     ]
     # What adds to what serves comes first, such as what a former run has left paused; what takes away for good last.
-    return free, sorted(units, key=fleet.gain, reverse=True)
+    # Of the others those that serve: from one that somebody has taken out, the first batch would learn nothing.
+    return free, sorted(units, key=lambda unit: (fleet.gain(unit), bool(fleet.out(unit))), reverse=True)
 
 
 def _gives_up(fleet: _Fleet, change: Change) -> bool:

@@ -29,7 +29,8 @@ def outcome(
     In it, `in_the_way` has lines on gateways that kept the part from being changed. `untouched` says by host why it was
     not changed or got back at once what it had, `mute` why it is to get that back now. `gone` and `new` are ids that
     the gateways have to forget and to learn, `asked` those that are asked, `silent` by id why it does not serve,
-    `resumed` those that do. `behind` has lines on gateways that were not told. `well`: nothing of that went wrong.
+    `resumed` those that do: what was not changed because it answers all the time is not asked, for it would be the
+    last in a queue. `behind` has lines on gateways that were not told. `well`: nothing of that went wrong.
     """
     in_the_way = _lines(gateways["held"]) + _lines(gateways["drained"])
     untouched = _untouched(part["hosts"], macs, bool(in_the_way))
@@ -39,7 +40,9 @@ def outcome(
     places |= {name: host for host, names in part["out"].items() for name in names}
     gone = [name for name in part["removed"] if places[name] in changed]
     new = [name for name in part["added"] if places[name] in changed]
-    asked = [name for name in part["paused"] if name not in gone] + new
+    paused = [name for name in part["paused"] if name not in gone]
+    at_work = [name for name in _at_work(macs, gateways["drained"]) if name in paused and places[name] in untouched]
+    asked = [name for name in paused if name not in at_work] + new
     silent = _silent(asked, gateways["answers"])
     behind = _lines(gateways["told"]) + _lines(gateways["back"])
     mute = {host: why for host, why in deaf.items() if host not in untouched}
@@ -54,7 +57,7 @@ def outcome(
         "new": new,
         "asked": asked,
         "silent": silent,
-        "resumed": [name for name in asked if name not in silent],
+        "resumed": at_work + [name for name in asked if name not in silent],
         "behind": behind,
         "well": not (in_the_way or untouched or mute or silent or behind),
     }
@@ -111,6 +114,15 @@ def _untouched(
         for host in hosts
         if _bad(macs[host]["idle"]) or _bad(macs[host]["run"])
     }
+
+
+def _at_work(macs: Mapping[str, Mapping[str, Mapping[str, Any]]], drained: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the ids that were seen to have requests in hand to the end of the time for it."""
+    at_work = {name for result in drained for name in result.get("busy", ())}
+    for host, results in macs.items():
+        for instance in results["idle"].get("instances", ()):
+            at_work |= {f"{host}-{instance['name']}-{model}" for model in instance.get("busy", ())}
+    return sorted(at_work)
 
 
 def _silent(asked: list[str], answers: list[Mapping[str, Any]]) -> dict[str, str]:

@@ -293,3 +293,17 @@ def test_what_serves_without_a_sound_declaration_does_not_answer_while_it_starts
 def test_with_another_runtime_all_models_are_loaded_anew(before, after, stopped):
     wanted = instances.parse_wanted(entry(runtimes=after, purge=True))
     assert interrupted(wanted, declaration=other(runtimes=before)) == stopped
+
+
+@pytest.mark.parametrize(
+    ("changes", "serves"),
+    [
+        ({}, True),
+        ({"status": {**STATUS, "state": "loading"}}, False),
+        ({"status": {**STATUS, "pid": 8}}, False),  # written before the last start
+        ({"declaration": other(port=1235)}, False),
+        ({"declaration": None}, False),
+    ],
+)
+def test_what_serves_as_its_file_has_it(changes, serves):
+    assert instances.serves_as_declared(found(**changes)) == serves

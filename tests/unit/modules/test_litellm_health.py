@@ -137,6 +137,14 @@ def test_it_asks_again_only_those_that_did_not_answer(run, gateway):
     assert gateway.requests.count(("/v1/chat/completions", "late")) == 2
 
 
+def test_what_has_little_hope_is_not_waited_for(run, gateway):
+    gateway.deployments["late"] = ("chat", [(500, {}, None)] * 4 + [(200, CHAT, None)])
+    gateway.deployments["dead"] = ("chat", [(500, {}, None)])
+    result = run(deployments=["dead", "late"], doubtful=["dead"], doubtful_timeout=0.1, master_key="sk-1", timeout=60)
+    assert [(one["id"], one["healthy"]) for one in result["deployments"]] == [("dead", False), ("late", True)]
+    assert gateway.requests.count(("/v1/chat/completions", "dead")) <= 2
+
+
 def test_a_wrong_key_is_said_at_once(run, gateway):
     result = run(deployments=["chat"], master_key="sk-2", timeout=60)
     assert result["failed"]
@@ -208,7 +216,8 @@ def test_idle_is_what_every_worker_says_after_the_question(run, tmp_path):
     report({}, time.time() - 1)
     assert f"the worker {os.getpid()} to report" in run(registry=str(tmp_path), idle=["a"], timeout=0.2)["msg"]
     report({"a": 2, "b": 1}, time.time() + 60)
-    assert "requests to end: a has 2" in run(registry=str(tmp_path), idle=["a"], timeout=0.2)["msg"]
+    busy = run(registry=str(tmp_path), idle=["a"], timeout=0.2)
+    assert ("requests to end: a has 2" in busy["msg"], busy["busy"]) == (True, {"a": 2})
     later = threading.Timer(1, report, ({"b": 1}, time.time() + 60))
     later.start()
     assert not run(registry=str(tmp_path), idle=["a"], timeout=20).get("failed")
@@ -243,7 +252,7 @@ def test_a_changed_deployment_is_compared_with_the_others_of_its_group(run, tmp_
     began = time.monotonic()
     result = watched(60)
     assert time.monotonic() - began < 50, "it does not wait to the end"
-    assert "a: 75% of 4 requests failed, elsewhere 0%" in result["msg"]
+    assert "a: 75% of 4 requests failed, elsewhere 0%" in result["msg"] and result["worse"] in result["msg"]
     later.join()
 
 

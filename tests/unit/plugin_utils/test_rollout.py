@@ -43,6 +43,12 @@ def test_a_canary_then_batches_that_leave_all_but_one_mac_of_each_group():
     assert rollout.batches[0].paused == ["m1-a-g"]
 
 
+def test_the_first_one_serves_where_any_does():
+    """From a Mac that somebody has taken out, nothing is learnt about the change."""
+    deployments = [*fleet(MACS[:1], state="held"), *fleet(MACS[1:3])]
+    assert order(plan_rollout(deployments, restarts(MACS[:3]), Policy(batch=3), 3))[0] == ["m2/a"]
+
+
 def test_macs_of_different_groups_go_together():
     deployments = fleet(MACS[:3], ["x"]) + fleet(MACS[3:], ["y"])
     rollout = plan_rollout(deployments, restarts(MACS), Policy(batch=2), 6)

@@ -66,6 +66,26 @@ def test_requests_that_do_not_end_are_told_by_gateway():
     assert set(found["untouched"]) == {"m1", "m2"}
 
 
+@pytest.mark.parametrize(
+    ("macs", "gateways"),
+    [
+        ({}, {"drained": [{"gateway": "g1", "busy": {A: 2}, **FAILED}]}),
+        ({"m1": {"idle": {"instances": [{"name": "a", "busy": {"x": 2}}], **FAILED}}}, {}),
+    ],
+)
+def test_what_had_requests_in_hand_all_the_time_is_not_asked(macs, gateways):
+    """Where each slot has a long request, what is asked would wait behind them."""
+    found = told(part(), **macs, **gateways, answers=[answers(of=[B])])
+    assert found["asked"] == [B]
+    assert sorted(found["resumed"]) == [A, B]
+    assert not found["well"]
+
+
+def test_what_is_busy_elsewhere_and_was_changed_is_asked():
+    changed = told(part(), m1={"idle": {"instances": [{"name": "a", "busy": {}}]}}, drained=[{"gateway": "g1"}])
+    assert changed["asked"] == [A, B]
+
+
 @pytest.mark.parametrize("task", ["idle", "run"])
 def test_a_mac_that_was_not_changed_keeps_what_was_to_go(task):
     found = told(part(removed=[A, B]), m1={task: FAILED}, answers=[answers(of=[A])])
