@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from as_declared import assert_as_declared
 from fleet_under_test import Fleet, Run, chat, gateway_url
 from lent_gateway import lent
 from live_fleet import REGISTRY, UNCHANGED, slim
@@ -54,9 +55,17 @@ def play(tmp_path_factory):
     return play
 
 
-def test_two_gateways_serve_alike(two, play):
-    with lent(two, *GATEWAYS):
+def test_a_gateway_joins_another_while_the_fleet_is_changed(two, play, tmp_path):
+    alone = slim(two, tmp_path, port=1234)
+    del alone.hosts["all"]["children"]["gateways"]["hosts"]["mac-2"]
+    with lent(alone, *GATEWAYS):
+        play(alone, KEYS[0]).succeeded()
+    with Traffic(gateway_url("mac-1"), KEYS[0], "pretender", pause=2) as traffic:
+        traffic.wait_for(8)
         run = play(two, KEYS[0]).succeeded()
+        traffic.wait_for(8)
+    traffic.assert_none_failed()
+    assert_as_declared(two)
     run.said(*(f"Clients: {gateway_url(host)}/v1 (gateway on {host})" for host in GATEWAYS))
     assert deployments(two, "mac-1") == deployments(two, "mac-2")
     for host in GATEWAYS:
