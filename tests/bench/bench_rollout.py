@@ -55,7 +55,7 @@ class Fleet:
     """The inventory: what a change changes, and the runs."""
 
     def __init__(self, folder: Path, macs: int, bake: int) -> None:
-        self.folder, self.macs = folder, [f"mac-{number}" for number in range(1, macs + 1)]
+        self.folder, self.macs = folder / "inventory", [f"mac-{number}" for number in range(1, macs + 1)]
         self.batch_times = folder / "batch_times"
         self.bake = bake
         self.version, self.length, self.ports, self.without = 0, 4000, 1234, False
@@ -83,7 +83,7 @@ class Fleet:
             "group_vars/all.yml": everyone,
             "group_vars/macs.yml": {"lmfleet_instances": instances},
         }
-        (self.folder / "group_vars").mkdir(exist_ok=True)
+        (self.folder / "group_vars").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (self.folder / name).write_text(yaml.safe_dump(content))
 
