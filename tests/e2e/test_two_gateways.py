@@ -15,7 +15,7 @@ import pytest
 from as_declared import assert_as_declared
 from fleet_under_test import Fleet, Run, chat, gateway_url
 from lent_gateway import lent
-from live_fleet import REGISTRY, UNCHANGED, slim
+from live_fleet import REGISTRY, UNCHANGED, slim, without_a_gap
 from traffic import Traffic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
@@ -28,7 +28,9 @@ UNREACHABLE = 4  # what ansible-playbook ends with when nothing else is wrong
 @pytest.fixture(scope="module")
 def two(fleet: Fleet, tmp_path_factory) -> Fleet:
     fleet.hosts["all"]["children"]["gateways"]["hosts"]["mac-2"] = None
-    return slim(fleet, tmp_path_factory.mktemp("two"))
+    two = slim(without_a_gap(fleet), tmp_path_factory.mktemp("two"))
+    two.variables["gateways"]["litellm_workers"] = 1  # there are two gateways
+    return two
 
 
 @pytest.fixture(scope="module")

@@ -115,9 +115,15 @@ def test_all_paused_is_refused_by_an_operator_and_ignored_from_the_guard(four):
     four.pause("guard", *everything)
     assert len(four.ask_many(16)) == 4
     four.pause("operator", *everything)
+    before = failed_requests(four)
     status, __, __, body = four.ask()
     assert status == 429
     assert "No deployments available" in body
+    four.wait_until(lambda: failed_requests(four) == before + 1)
+
+
+def failed_requests(gateway):
+    return sum(report["outcomes"]["failed_requests"] for report in gateway.reports())
 
 
 def test_a_retry_goes_to_another_deployment(four, backends):

@@ -36,7 +36,7 @@ from fastapi import HTTPException
 from litellm._logging import verbose_proxy_logger
 from litellm.exceptions import RateLimitError
 from litellm.integrations.custom_logger import CustomLogger
-from litellm.types.router import Deployment
+from litellm.types.router import Deployment, RouterRateLimitError
 from litellm.utils import get_order_filtered_deployments
 
 FORMAT = 1
@@ -527,7 +527,9 @@ class Registry(CustomLogger):
         self, request_data, original_exception, user_api_key_dict, traceback_str=None
     ):
         """Say plainly that the backends are to blame, and when to come back (LiteLLM's hook)."""
-        status = getattr(original_exception, "status_code", None)
+        # When nothing could be asked, because all are paused or rest, LiteLLM adds the status later.
+        nobody = isinstance(original_exception, RouterRateLimitError)
+        status = getattr(original_exception, "status_code", 429 if nobody else None)
         attempt = _attempt.get()
         stranger = attempt is not None and attempt.stranger
         if request_data.get("model") not in self.facts.modes or (status not in BACKEND_FAULTS and not stranger):

@@ -87,6 +87,10 @@ class FakeHTTPError(Exception):
         self.status_code = status_code
 
 
+class FakeRouterRateLimitError(ValueError):
+    cooldown_time = 30.0
+
+
 class FakeRateLimitError(Exception):
     status_code = 429
 
@@ -105,7 +109,7 @@ def plugin(monkeypatch):
         "litellm.integrations": {},
         "litellm.integrations.custom_logger": {"CustomLogger": type("CustomLogger", (), {})},
         "litellm.types": {},
-        "litellm.types.router": {"Deployment": FakeDeployment},
+        "litellm.types.router": {"Deployment": FakeDeployment, "RouterRateLimitError": FakeRouterRateLimitError},
         "litellm.utils": {"get_order_filtered_deployments": by_order},
     }.items():
         module = types.ModuleType(name)
@@ -991,6 +995,14 @@ class TestStrangers:
         registry, told = fail(status)
         assert told is None
         assert registry._open(["a", "b"]) == ["a", "b"]
+
+    def test_that_nobody_can_be_asked_is_a_failure_of_the_backends(self, plugin):
+        registry = plugin.Registry(None)
+        declare(plugin, registry, candidate("a"))
+        error = FakeRouterRateLimitError("No deployments available")
+        told = asyncio.run(registry.async_post_call_failure_hook({"model": "g"}, error, None))
+        assert told.status_code == 429
+        assert registry.outcomes.report()["failed_requests"] == 1
 
     def test_a_wrong_key_stays_one(self, plugin):
         registry = plugin.Registry(None)
