@@ -102,7 +102,7 @@ options:
         type: str
         default: 127.0.0.1
       port:
-        description: Port to listen on.
+        description: Port to listen on, 1 to 65535.
         type: int
         default: 4000
       workers:
@@ -122,7 +122,7 @@ options:
         type: int
         default: 10
       log_files:
-        description: Number of log files that are kept.
+        description: Number of log files that are kept. With V(1), the only one begins anew when it is full.
         type: int
         default: 5
   config:
@@ -382,6 +382,9 @@ class Gateway:
                 f"{address!r} is no address to listen on. Set litellm_address to an IP address "
                 "of this Mac, to 127.0.0.1 for clients on it only, or to 0.0.0.0 for all of its addresses."
             ) from None
+        port = self.params["service"]["port"]
+        if not 1 <= port <= 65535:
+            raise GatewayError(f"{port} is no port to listen on. Set litellm_port to a number from 1 to 65535.")
         user = self.params["user"]
         if user and user != self.account.pw_name:
             raise GatewayError(

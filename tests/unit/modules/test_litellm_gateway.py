@@ -150,6 +150,12 @@ def test_what_is_no_ip_address_is_refused(run, root, address):
     assert not root.exists()
 
 
+@pytest.mark.parametrize("port", [-1, 0, 65536, 70000])
+def test_what_is_no_port_is_refused(run, root, port):
+    assert f"{port} is no port to listen on. Set litellm_port" in run(service={"port": port})["msg"]
+    assert not root.exists()
+
+
 def test_pythons_that_do_not_fit_are_refused(run, root, commands):
     commands.python = "3 9"
     assert "/opt/python is Python 3.9" in run()["msg"]
