@@ -594,8 +594,9 @@ class Registry(CustomLogger):
             within = self.rates.left(within)
             if not within:
                 raise self._refusal(model)
-        allowed = self._with_room(untried(within, request_kwargs))
-        allowed = [name for name in allowed if name not in self.facts.weightless] or allowed
+        allowed = untried(within, request_kwargs)
+        # A full one with a weight comes before one with room that is to get nothing.
+        allowed = self._with_room([name for name in allowed if name not in self.facts.weightless] or allowed)
         if len(allowed) > 1 and self.routing != SHUFFLE:
             return self._first_in_order(model, candidates, ids, allowed, request_kwargs.get("_target_order"))
         return allowed

@@ -305,6 +305,14 @@ class TestLoad:
         assert registry.load.in_flight == Counter(picks)
         assert picks[3] in "ab"
 
+    def test_weight_zero_gets_nothing_also_when_the_others_are_full(self, plugin, registry):
+        spare = limited("spare", 9)
+        spare["litellm_params"]["weight"] = 0
+        declare(plugin, registry, limited("a", 1), limited("b", 1), spare)
+        three = [spare, limited("a", 1), limited("b", 1)]
+        assert Counter(ask(plugin, registry, three)[0] for _request in range(6)) == {"a": 3, "b": 3}
+        assert ask(plugin, registry, [spare]) == ["spare"]
+
     def test_room_in_the_next_order_is_better_than_none(self, plugin, registry):
         near, far = limited("near", 1), candidate("far", order=2)
         near["litellm_params"]["order"] = 1
