@@ -162,8 +162,10 @@ options:
         type: int
       max_input_tokens:
         description:
-          - Longest prompt it takes. A longer one is refused before it is sent, or goes to one of
-            O(model_groups[].context_window_fallbacks).
+          - Longest prompt it takes, in tokens. A longer one goes to others of its model group that take more. Where
+            none does, it goes to one of O(model_groups[].context_window_fallbacks), or is refused before it is sent.
+          - Set it for all deployments of a model group, or for none. LiteLLM takes it for every deployment with the
+            same O(deployments[].model) that has none of its own.
         type: int
       host:
         description:
