@@ -132,3 +132,17 @@ def test_without_a_digest_or_a_key_it_is_refused(play, tmp_path, missing):
     assert done.returncode != 0
     assert "needs litellm_compose_image with a digest" in done.stdout
     assert not (tmp_path / "gateway").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"litellm_compose_image": IMAGE.replace("@", ":v1.107.0@")}, "litellm_compose_image: LiteLLM 1.107.0 was"),
+        ({"litellm_version": "1.82.7"}, "litellm_version: LiteLLM 1.82.7 was published by an attacker"),
+    ],
+)
+def test_a_release_that_must_not_run_is_refused(play, tmp_path, bad, message):
+    done = play(**bad)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert not (tmp_path / "gateway").exists()
