@@ -52,6 +52,10 @@ class RefusedError(ApiError):
     """The gateway answered, and refused."""
 
 
+class AbsentError(ApiError):
+    """The gateway is not there, or has no database yet. In check mode it may be that it is still to be set up."""
+
+
 class Seen(NamedTuple):
     """What one worker knows: the state of what is ours, which of it is blocked, and the ids that are not ours."""
 
@@ -272,7 +276,7 @@ class ApiRegistry:
         reply = self._ask_once("/health/readiness")
         told = reply.body if isinstance(reply.body, dict) else {}
         if told.get("db") == "Not connected" and reply.status == 200:
-            raise ApiError(
+            raise AbsentError(
                 f"The gateway at {self.url} has no database, so deployments cannot be kept there. Set "
                 "litellm_database_url, or use the registry that needs none."
             )
@@ -282,7 +286,7 @@ class ApiRegistry:
                 f"{reply.said()}. Start the database; the gateway finds it by itself within seconds. Then run again."
             )
         if not reply.answered:
-            raise ApiError(
+            raise AbsentError(
                 f"The gateway at {self.url} does not answer: {reply.said()}. Start it (launchd job lmfleet.gateway), "
                 "then run again."
             )

@@ -359,7 +359,9 @@ resumed:
   type: dict
   sample: {mac-2-chat-a-smollm2: 41.7}
 problem:
-  description: What the gateway's workers have not applied of what the registry had before this task.
+  description:
+    - What the gateway's workers have not applied of what the registry had before this task. For O(registry=api), why
+      the gateway cannot be asked; it is then taken for one that has nothing yet.
   returned: in check mode, when there is something
   type: str
 workers:
@@ -371,6 +373,7 @@ workers:
   elements: int
 """
 
+import contextlib
 import os
 import ssl
 import time
@@ -399,7 +402,15 @@ from ..module_utils._registry import (
     wanted_groups,
     without_unknown,
 )
-from ..module_utils._registry_api import ApiError, ApiRegistry, RefusedError, calls, foreign_problems
+from ..module_utils._registry_api import (
+    AbsentError,
+    ApiError,
+    ApiRegistry,
+    RefusedError,
+    calls,
+    foreign_problems,
+    seen,
+)
 
 #: Stands for the registry in a database, in place of a folder.
 API = "api"
@@ -536,7 +547,8 @@ def api_registry(params):
             )
     key = params["master_key"]
     if not key:
-        with open(params["master_key_file"], encoding="utf-8") as stream:
+        # One that is missing is told of when the gateway is looked at.
+        with contextlib.suppress(FileNotFoundError), open(params["master_key_file"], encoding="utf-8") as stream:
             key = stream.read().strip()
     context = ssl.create_default_context(cafile=params["ca_path"])
     if not params["validate_certs"]:
@@ -555,13 +567,26 @@ def converge_api(module, registry, asked):
         return apply_api(module, registry, asked)
 
 
+def look_at_api(module, registry, tokens):
+    """Return what the gateway has, and in check mode, where it is not there yet, that it has nothing, and why."""
+    key_file = module.params["master_key_file"]
+    try:
+        if key_file and not os.path.exists(key_file):
+            raise AbsentError(f"There is no {key_file}. Set up the gateway first (role litellm).")
+        registry.check()
+        return registry.read(tokens), ""
+    except AbsentError as error:
+        if not module.check_mode:
+            raise
+        return seen([], tokens), str(error)
+
+
 def apply_api(module, registry, asked):
     """Plan, call and wait; return the result. Fails the module when the outcome could not work."""
     params = module.params
     given = params["deployments"] or []
     tokens = {deployment["id"]: deployment["api_key"] or NO_TOKEN for deployment in given}
-    registry.check()
-    actual = registry.read(tokens)
+    actual, problem = look_at_api(module, registry, tokens)
     state, now = actual.state, time.time()
     wanted = None if params["deployments"] is None else wanted_entries(given, params["purge"], state)
     after = state.deployments if wanted is None else wanted
@@ -579,6 +604,7 @@ def apply_api(module, registry, asked):
             registry.wait(planned.state, tokens, params["reload_interval"], params["timeout"])
     diff = file_diff(registry.url, describe(state), describe(planned.state, state))
     return {
+        **({"problem": problem} if problem else {}),
         "changed": bool(todo),
         "generation": planned.state.generation,
         "routing": None,

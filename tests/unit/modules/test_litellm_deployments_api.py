@@ -307,6 +307,31 @@ def test_what_cannot_work_is_told_before_anything_is_changed(run, gateway, db, a
     assert gateway.asked == []
 
 
+@pytest.mark.parametrize(
+    ("db", "arguments", "problem"),
+    [
+        ("connected", {"master_key_file": "/nonexistent/key", "master_key": None}, "no /nonexistent/key. Set up the"),
+        ("connected", {"url": "http://127.0.0.1:9"}, "does not answer"),
+        ("Not connected", {}, "has no database"),
+    ],
+)
+def test_check_mode_plans_for_a_gateway_that_is_not_there_yet(run, gateway, db, arguments, problem):
+    foreseen = run(deployments=[A], _ansible_check_mode=True)
+    gateway.db = db
+    result = run(deployments=[A], _ansible_check_mode=True, **arguments)
+    assert problem in result["problem"]
+    assert (result["changed"], result["added"]) == (True, ["a"])
+    assert result["diff"]["after"] == foreseen["diff"]["after"]
+    assert "problem" not in foreseen
+    assert gateway.asked == []
+    assert run(deployments=[], _ansible_check_mode=True, **arguments)["changed"] is False
+
+
+def test_check_mode_tells_a_database_that_is_down(run, gateway):
+    gateway.db = "disconnected"
+    assert "does not reach its database" in run(deployments=[A], _ansible_check_mode=True)["msg"]
+
+
 def test_a_database_that_goes_in_the_middle_is_named(run, gateway, monkeypatch):
     def fails(self, planned):
         gateway.db = "disconnected"
