@@ -22,6 +22,8 @@ SAFE = "1.106.2"
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 
 MASTER_KEY_VARIABLE = "LITELLM_MASTER_KEY"
+#: What LiteLLM encrypts with in its database. Without it that is the master key, and with another one all is lost.
+DATABASE_KEY_VARIABLE = "LITELLM_SALT_KEY"
 DATABASE_VARIABLE = "DATABASE_URL"
 REDIS_VARIABLE = "LMFLEET_REDIS_URL"
 #: Written into the environment file, so that its hash says nothing about the secrets in it.
