@@ -40,6 +40,8 @@ NO_DATABASE = "no_db_connection"
 LOOKED = 1.5
 #: How many times a run puts right what others, at the same time, have undone.
 MENDINGS = 3
+#: Settings to the value that says as much as none. LiteLLM can change a setting, but not take one away.
+NEUTRAL = {"weight": 1, "parallel_limit": 0, "parallel": 0, "host": "", "instance": "", "status_url": ""}
 #: Answers that must agree, at least; which worker answers is chance.
 AGREEING = 6
 
@@ -163,7 +165,7 @@ def calls(before: Seen, after: State, now: float) -> list:
         pauses = _difference(_pauses_of(before.state, name), held)
         whole = name not in old or _has_less(old[name], new[name])
         if whole or old[name] != new[name]:
-            payload = _declaration(new[name], after.generation)
+            payload = _declaration(new[name], after.generation, {} if whole else old[name]["model_info"])
         elif pauses or _differs(before, name, blocked):
             payload = {"model_info": {"id": name}}
         else:
@@ -171,7 +173,7 @@ def calls(before: Seen, after: State, now: float) -> list:
         payload["blocked"] = name in blocked
         payload["model_info"].update(pause_notes(held if whole else pauses, after.generation))
         if whole:
-            # LiteLLM can change a setting, but not take one away.
+            # For a moment it is not there: nothing else takes such a setting away.
             adding += [_removal(name)] * (name in old) + [Call(name, "POST", "/model/new", payload, pauses)]
         else:
             (closing if name in blocked else opening).append(_update(name, payload, pauses))
@@ -192,13 +194,14 @@ def mending(actual: Seen, made: Iterable, now: float) -> list:
     return calls(actual, actual.state._replace(generation=actual.state.generation + 1, pauses=held), now)
 
 
-def _declaration(entry: Mapping, generation: int) -> dict:
-    params = entry["litellm_params"]
+def _declaration(entry: Mapping, generation: int, former_info: Mapping) -> dict:
+    params, info = entry["litellm_params"], entry["model_info"]
     # Where one has a weight, LiteLLM gives nothing to those that have none.
-    sent = {"weight": 1, **params}
+    sent = {"weight": NEUTRAL["weight"], **params}
     if params["api_key"].startswith(HASHED):
         del sent["api_key"]
-    return dict(entry, litellm_params=sent, model_info=dict(entry["model_info"], **{NOTE: note(entry, generation)}))
+    lost = {key: NEUTRAL[key] for key in sorted(set(former_info) - set(info)) if key in NEUTRAL}
+    return dict(entry, litellm_params=sent, model_info={**info, **lost, NOTE: note(entry, generation)})
 
 
 def _difference(old: Mapping, new: Mapping) -> dict:
@@ -219,7 +222,7 @@ def _removal(name: str) -> Call:
 
 def _has_less(old: Mapping, new: Mapping) -> bool:
     return any(
-        {key for key, value in old[part].items() if value is not None} - set(new[part])
+        {key for key, value in old[part].items() if value is not None} - set(new[part]) - set(NEUTRAL)
         for part in ("litellm_params", "model_info")
     )
 

@@ -33,7 +33,8 @@ options:
       - Folder of the gateway's registry, the C(registry) folder below O(lmfleet.mac.litellm_gateway#module:root).
       - V(api) stands for the database of a gateway that has one, behind LiteLLM's admin API at O(url). The options and
         results are the same, with these differences. A paused deployment is not even asked by its id. The end of a
-        pause comes with the first run after it. A deployment that loses a setting is removed and added again.
+        pause comes with the first run after it. A deployment that loses a setting, other than O(deployments[].weight)
+        and O(deployments[].parallel_limit), is removed and added again, so that for a moment it is not there.
         Whatever was not made by this module is left alone.
     type: path
     required: true

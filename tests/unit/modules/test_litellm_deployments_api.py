@@ -151,6 +151,26 @@ def test_a_setting_that_goes_is_gone(run, gateway):
     assert run(deployments=[A])["changed"] is False
 
 
+def test_what_a_neutral_value_takes_away_costs_no_removal(run, gateway):
+    more = {"weight": 2, "parallel_limit": 4, "parallel": 4, "host": "mac", "instance": "i", "status_url": "http://x/s"}
+    run(deployments=[{**A, **more}])
+    gateway.asked.clear()
+    result = run(deployments=[A])
+    assert (result["updated"], gateway.asked) == (["a"], [("PATCH", "/model/a/update")])
+    row = gateway.rows["a"]
+    assert row["litellm_params"]["weight"] == 1
+    assert not any(row["model_info"][key] for key in more if key != "weight")
+    gateway.asked.clear()
+    assert run(deployments=[A])["changed"] is False
+    # What had such a value can have another one again, and lose what there is no neutral value for.
+    assert run(deployments=[{**A, **more, "timeout": 3}])["updated"] == ["a"]
+    assert [row["model_info"]["host"], row["litellm_params"]["weight"]] == ["mac", 2]
+    gateway.asked.clear()
+    assert run(deployments=[A])["updated"] == ["a"]
+    assert [path for __, path in gateway.asked] == ["/model/delete", "/model/new"]
+    assert not set(more) & set(gateway.rows["a"]["model_info"])
+
+
 def test_each_has_a_weight_or_litellm_would_give_nothing_to_those_without(run, gateway):
     run(deployments=[A, {**B, "weight": 2}])
     assert [gateway.rows[name]["litellm_params"]["weight"] for name in "ab"] == [1, 2]
