@@ -206,6 +206,16 @@ def test_limits_for_a_minute_hold_for_what_litellm_chooses(api, gateway, backend
     assert backends[0].asked == answers["mac-a"]
 
 
+def test_a_deployment_that_loses_its_weight_and_its_limit_answers_all_the_time(api, gateway, backends):
+    alone = backends[0].deployment()
+    api(deployments=[{**alone, "weight": 3, "parallel_limit": 1, "parallel": 1, "host": "mac", "instance": "a"}])
+    with gateway.traffic() as answers:
+        assert api(deployments=[alone])["updated"] == ["mac-a"]
+    assert len(answers) > 5
+    assert [answer for answer in answers if answer[:2] != (200, "mac-a")] == []
+    assert api(deployments=[alone])["changed"] is False
+
+
 def test_bad_declarations_are_refused_alike(declare, backends):
     a = backends[0].deployment()
     for arguments, message in (
