@@ -96,7 +96,8 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
     limit = of_roles.get("mac_host_gpu_memory_limit_mb")
     has_key = bool(of_roles.get("litellm_master_key"))
     address = _plain(hostvars.get("ansible_host"))
-    return fleet_plan.Host(name, variables, address, listening, guard, limit or None, has_key, tls), problems
+    by_api = gateway and _by_api(of_roles)
+    return fleet_plan.Host(name, variables, address, listening, guard, limit or None, has_key, tls, by_api), problems
 
 
 def _missing_files(plan: fleet_plan.Plan) -> list[str]:
@@ -134,6 +135,11 @@ def _evaluate(hostvars: Mapping, variable: str, option: Mapping, problems: list[
     return checked
 
 
+def _by_api(of_roles: Mapping[str, Any]) -> bool:
+    """Return whether a gateway keeps its deployments in a database."""
+    return of_roles.get("gateway_deployments_registry") == "api"
+
+
 def _gateway(of_roles: Mapping[str, Any]) -> dict[str, Any]:
     """Return where the gateway of a host listens and in which launchd domain it runs."""
     set_here = {variable: value for variable, value in of_roles.items() if value is not None}
@@ -149,7 +155,7 @@ def _guard(
     of_roles: Mapping[str, Any], variables: Mapping[str, Any], listening: Mapping, problems: list[tuple[str, str]]
 ) -> dict[str, Any] | None:
     """Return where the queue guard of a gateway listens, None without one: it follows a registry in a folder."""
-    if not variables["lmfleet_queue_guard"] or of_roles.get("gateway_deployments_registry") == "api":
+    if not variables["lmfleet_queue_guard"] or _by_api(of_roles):
         return None
     set_here = {variable: value for variable, value in of_roles.items() if value is not None}
     value = {**fleet_schema.role_defaults(ROLES, "queue_guard"), **set_here}

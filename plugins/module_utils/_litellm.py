@@ -22,6 +22,8 @@ SAFE = "1.106.2"
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 
 MASTER_KEY_VARIABLE = "LITELLM_MASTER_KEY"
+#: What LiteLLM encrypts with in its database. Without it that is the master key, and with another one all is lost.
+DATABASE_KEY_VARIABLE = "LITELLM_SALT_KEY"
 DATABASE_VARIABLE = "DATABASE_URL"
 REDIS_VARIABLE = "LMFLEET_REDIS_URL"
 #: Written into the environment file, so that its hash says nothing about the secrets in it.
@@ -46,8 +48,8 @@ _SECRET_VALUES = (
 )
 
 
-def version_problem(version: str, requirements: str) -> str:
-    """Return why this version of LiteLLM must not be installed with this lock, or ""."""
+def release_problem(version: str) -> str:
+    """Return why this version of LiteLLM must not run, or ""."""
     if version in COMPROMISED:
         return f"LiteLLM {version} was published by an attacker and must never be installed. Use {SAFE}."
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
@@ -55,6 +57,21 @@ def version_problem(version: str, requirements: str) -> str:
     if tuple(int(part) for part in version.split(".")) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         return f"LiteLLM {version} has known security holes (fixed in {oldest}). Use {SAFE}."
+    return ""
+
+
+def image_problem(image: str) -> str:
+    """Return why a container of this image must not run, as far as its tag tells, or ""."""
+    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    named = re.search(r"\d+\.\d+\.\d+", tag)
+    return release_problem(named.group()) if named else ""
+
+
+def version_problem(version: str, requirements: str) -> str:
+    """Return why this version of LiteLLM must not be installed with this lock, or ""."""
+    problem = release_problem(version)
+    if problem:
+        return problem
     locked = re.search(r"^litellm(?:\[[^\]]*\])?==(\S+)", requirements, re.M)
     if not locked:
         return "The lock does not pin litellm. Make one with tools/lock_gateway.sh."

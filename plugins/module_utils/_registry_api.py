@@ -40,6 +40,8 @@ NO_DATABASE = "no_db_connection"
 LOOKED = 1.5
 #: How many times a run puts right what others, at the same time, have undone.
 MENDINGS = 3
+#: Settings to the value that says as much as none. LiteLLM can change a setting, but not take one away.
+NEUTRAL = {"weight": 1, "parallel_limit": 0, "parallel": 0, "host": "", "instance": "", "status_url": ""}
 #: Answers that must agree, at least; which worker answers is chance.
 AGREEING = 6
 
@@ -50,6 +52,10 @@ class ApiError(Exception):
 
 class RefusedError(ApiError):
     """The gateway answered, and refused."""
+
+
+class AbsentError(ApiError):
+    """The gateway is not there, or has no database yet. In check mode it may be that it is still to be set up."""
 
 
 class Seen(NamedTuple):
@@ -159,7 +165,7 @@ def calls(before: Seen, after: State, now: float) -> list:
         pauses = _difference(_pauses_of(before.state, name), held)
         whole = name not in old or _has_less(old[name], new[name])
         if whole or old[name] != new[name]:
-            payload = _declaration(new[name], after.generation)
+            payload = _declaration(new[name], after.generation, {} if whole else old[name]["model_info"])
         elif pauses or _differs(before, name, blocked):
             payload = {"model_info": {"id": name}}
         else:
@@ -167,7 +173,7 @@ def calls(before: Seen, after: State, now: float) -> list:
         payload["blocked"] = name in blocked
         payload["model_info"].update(pause_notes(held if whole else pauses, after.generation))
         if whole:
-            # LiteLLM can change a setting, but not take one away.
+            # For a moment it is not there: nothing else takes such a setting away.
             adding += [_removal(name)] * (name in old) + [Call(name, "POST", "/model/new", payload, pauses)]
         else:
             (closing if name in blocked else opening).append(_update(name, payload, pauses))
@@ -188,13 +194,14 @@ def mending(actual: Seen, made: Iterable, now: float) -> list:
     return calls(actual, actual.state._replace(generation=actual.state.generation + 1, pauses=held), now)
 
 
-def _declaration(entry: Mapping, generation: int) -> dict:
-    params = entry["litellm_params"]
+def _declaration(entry: Mapping, generation: int, former_info: Mapping) -> dict:
+    params, info = entry["litellm_params"], entry["model_info"]
     # Where one has a weight, LiteLLM gives nothing to those that have none.
-    sent = {"weight": 1, **params}
+    sent = {"weight": NEUTRAL["weight"], **params}
     if params["api_key"].startswith(HASHED):
         del sent["api_key"]
-    return dict(entry, litellm_params=sent, model_info=dict(entry["model_info"], **{NOTE: note(entry, generation)}))
+    lost = {key: NEUTRAL[key] for key in sorted(set(former_info) - set(info)) if key in NEUTRAL}
+    return dict(entry, litellm_params=sent, model_info={**info, **lost, NOTE: note(entry, generation)})
 
 
 def _difference(old: Mapping, new: Mapping) -> dict:
@@ -215,7 +222,7 @@ def _removal(name: str) -> Call:
 
 def _has_less(old: Mapping, new: Mapping) -> bool:
     return any(
-        {key for key, value in old[part].items() if value is not None} - set(new[part])
+        {key for key, value in old[part].items() if value is not None} - set(new[part]) - set(NEUTRAL)
         for part in ("litellm_params", "model_info")
     )
 
@@ -272,7 +279,7 @@ class ApiRegistry:
         reply = self._ask_once("/health/readiness")
         told = reply.body if isinstance(reply.body, dict) else {}
         if told.get("db") == "Not connected" and reply.status == 200:
-            raise ApiError(
+            raise AbsentError(
                 f"The gateway at {self.url} has no database, so deployments cannot be kept there. Set "
                 "litellm_database_url, or use the registry that needs none."
             )
@@ -282,7 +289,7 @@ class ApiRegistry:
                 f"{reply.said()}. Start the database; the gateway finds it by itself within seconds. Then run again."
             )
         if not reply.answered:
-            raise ApiError(
+            raise AbsentError(
                 f"The gateway at {self.url} does not answer: {reply.said()}. Start it (launchd job lmfleet.gateway), "
                 "then run again."
             )

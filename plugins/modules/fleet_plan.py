@@ -157,6 +157,8 @@ options:
               fallbacks:
                 description:
                   - Models that answer instead, in this order, when no deployment of this one does.
+                  - Gateways that keep their deployments in a database (C(gateway_deployments_registry=api)) take these
+                    and O(lmfleet_models.NAME.gateway.context_window_fallbacks) from C(litellm_router_settings) only.
                 type: list
                 elements: str
                 default: []
@@ -420,6 +422,8 @@ options:
     description:
       - Whether this gateway sends requests to deployments on its own Mac first, and to other Macs when those are full
         or not to be had.
+      - Not for several gateways that keep their deployments in a database (C(gateway_deployments_registry=api)), where
+        an order holds for all of them.
     type: bool
     default: false
   lmfleet_queue_guard:

@@ -33,7 +33,8 @@ options:
       - Folder of the gateway's registry, the C(registry) folder below O(lmfleet.mac.litellm_gateway#module:root).
       - V(api) stands for the database of a gateway that has one, behind LiteLLM's admin API at O(url). The options and
         results are the same, with these differences. A paused deployment is not even asked by its id. The end of a
-        pause comes with the first run after it. A deployment that loses a setting is removed and added again.
+        pause comes with the first run after it. A deployment that loses a setting, other than O(deployments[].weight)
+        and O(deployments[].parallel_limit), is removed and added again, so that for a moment it is not there.
         Whatever was not made by this module is left alone.
     type: path
     required: true
@@ -162,8 +163,10 @@ options:
         type: int
       max_input_tokens:
         description:
-          - Longest prompt it takes. A longer one is refused before it is sent, or goes to one of
-            O(model_groups[].context_window_fallbacks).
+          - Longest prompt it takes, in tokens. A longer one goes to others of its model group that take more. Where
+            none does, it goes to one of O(model_groups[].context_window_fallbacks), or is refused before it is sent.
+          - Set it for all deployments of a model group, or for none. LiteLLM takes it for every deployment with the
+            same O(deployments[].model) that has none of its own.
         type: int
       host:
         description:
@@ -357,7 +360,9 @@ resumed:
   type: dict
   sample: {mac-2-chat-a-smollm2: 41.7}
 problem:
-  description: What the gateway's workers have not applied of what the registry had before this task.
+  description:
+    - What the gateway's workers have not applied of what the registry had before this task. For O(registry=api), why
+      the gateway cannot be asked; it is then taken for one that has nothing yet.
   returned: in check mode, when there is something
   type: str
 workers:
@@ -369,6 +374,7 @@ workers:
   elements: int
 """
 
+import contextlib
 import os
 import ssl
 import time
@@ -397,7 +403,15 @@ from ..module_utils._registry import (
     wanted_groups,
     without_unknown,
 )
-from ..module_utils._registry_api import ApiError, ApiRegistry, RefusedError, calls, foreign_problems
+from ..module_utils._registry_api import (
+    AbsentError,
+    ApiError,
+    ApiRegistry,
+    RefusedError,
+    calls,
+    foreign_problems,
+    seen,
+)
 
 #: Stands for the registry in a database, in place of a folder.
 API = "api"
@@ -534,7 +548,8 @@ def api_registry(params):
             )
     key = params["master_key"]
     if not key:
-        with open(params["master_key_file"], encoding="utf-8") as stream:
+        # One that is missing is told of when the gateway is looked at.
+        with contextlib.suppress(FileNotFoundError), open(params["master_key_file"], encoding="utf-8") as stream:
             key = stream.read().strip()
     context = ssl.create_default_context(cafile=params["ca_path"])
     if not params["validate_certs"]:
@@ -553,13 +568,26 @@ def converge_api(module, registry, asked):
         return apply_api(module, registry, asked)
 
 
+def look_at_api(module, registry, tokens):
+    """Return what the gateway has, and in check mode, where it is not there yet, that it has nothing, and why."""
+    key_file = module.params["master_key_file"]
+    try:
+        if key_file and not os.path.exists(key_file):
+            raise AbsentError(f"There is no {key_file}. Set up the gateway first (role litellm).")
+        registry.check()
+        return registry.read(tokens), ""
+    except AbsentError as error:
+        if not module.check_mode:
+            raise
+        return seen([], tokens), str(error)
+
+
 def apply_api(module, registry, asked):
     """Plan, call and wait; return the result. Fails the module when the outcome could not work."""
     params = module.params
     given = params["deployments"] or []
     tokens = {deployment["id"]: deployment["api_key"] or NO_TOKEN for deployment in given}
-    registry.check()
-    actual = registry.read(tokens)
+    actual, problem = look_at_api(module, registry, tokens)
     state, now = actual.state, time.time()
     wanted = None if params["deployments"] is None else wanted_entries(given, params["purge"], state)
     after = state.deployments if wanted is None else wanted
@@ -577,6 +605,7 @@ def apply_api(module, registry, asked):
             registry.wait(planned.state, tokens, params["reload_interval"], params["timeout"])
     diff = file_diff(registry.url, describe(state), describe(planned.state, state))
     return {
+        **({"problem": problem} if problem else {}),
         "changed": bool(todo),
         "generation": planned.state.generation,
         "routing": None,

@@ -85,6 +85,9 @@ options:
       - Address of a Postgres database, with user and password, as V(postgresql://user:password@host:5432/litellm).
         Where it is set, O(database_requirements) must pin C(prisma), which LiteLLM reaches its database with.
       - LiteLLM gets it as C(DATABASE_URL), in the file that only its user can read.
+      - What LiteLLM encrypts in the database, such as the settings of deployments, it reads with the same key only. So
+        the first master key is kept for that in C(salt_key), which only its user can read, and O(master_key) may
+        change. LiteLLM gets it as C(LITELLM_SALT_KEY), unless O(environment) has one.
     type: str
   database_requirements:
     description:
@@ -102,7 +105,7 @@ options:
         type: str
         default: 127.0.0.1
       port:
-        description: Port to listen on.
+        description: Port to listen on, 1 to 65535.
         type: int
         default: 4000
       workers:
@@ -122,7 +125,7 @@ options:
         type: int
         default: 10
       log_files:
-        description: Number of log files that are kept.
+        description: Number of log files that are kept. With V(1), the only one begins anew when it is full.
         type: int
         default: 5
   config:
@@ -286,8 +289,11 @@ RELEASE = {
 LASTING = {
     "gateway_runner.py": 0o644,
     "client_keys.json": 0o600,
+    "salt_key": 0o600,
     "master_key": 0o600,
 }
+#: Of which nothing is shown.
+SECRET = ("client_keys.json", "salt_key", "master_key")
 MODES = {**RELEASE, **LASTING}
 #: Seconds beyond its own timeout in which the runner tells what became of a release.
 RUNNER_GRACE = 30
@@ -382,6 +388,9 @@ class Gateway:
                 f"{address!r} is no address to listen on. Set litellm_address to an IP address "
                 "of this Mac, to 127.0.0.1 for clients on it only, or to 0.0.0.0 for all of its addresses."
             ) from None
+        port = self.params["service"]["port"]
+        if not 1 <= port <= 65535:
+            raise GatewayError(f"{port} is no port to listen on. Set litellm_port to a number from 1 to 65535.")
         user = self.params["user"]
         if user and user != self.account.pw_name:
             raise GatewayError(
@@ -413,7 +422,8 @@ class Gateway:
     def wanted(self) -> dict:
         """Return name to text of all files."""
         key = self.params["master_key"] or (self.content("master_key") or "").strip() or "sk-" + secrets.token_hex(24)
-        variables = self.variables(key)
+        database_key = self.database_key(key)
+        variables = self.variables(key, database_key)
         salt = _litellm.salt_of(self.content("gateway.env")) or secrets.token_hex(16)
         try:
             environment = _litellm.Environment(variables, salt).render()
@@ -431,10 +441,22 @@ class Gateway:
             "gateway.env": environment,
             "gateway_runner.py": _ended(self.params["runner"]),
             "client_keys.json": self.client_keys(key, self.params["master_key_grace"]),
+            **({"salt_key": database_key + "\n"} if database_key else {}),
             "master_key": key + "\n",
         }
 
-    def variables(self, key: str) -> dict:
+    def database_key(self, key: str) -> str:
+        """Return what LiteLLM is to encrypt with in its database, "" where that is not ours to say.
+
+        It is the first master key that the gateway had with it, for as long as the folder is there.
+        """
+        given = {**self.params["service_environment"], **self.params["environment"]}
+        if not self.params["database_url"] or _litellm.DATABASE_KEY_VARIABLE in given:
+            return ""
+        kept = ((self.content(name) or "").strip() for name in ("salt_key", "master_key"))
+        return next(filter(None, kept), key)
+
+    def variables(self, key: str, database_key: str) -> dict:
         """Return the environment of the gateway, secrets and all."""
         variables = {**self.params["service_environment"], **self.params["environment"]}
         variables[_litellm.MASTER_KEY_VARIABLE] = key
@@ -442,12 +464,16 @@ class Gateway:
             variables[_litellm.REDIS_VARIABLE] = self.params["redis_url"]
         if self.params["database_url"]:
             variables[_litellm.DATABASE_VARIABLE] = self.params["database_url"]
+            if database_key:
+                variables[_litellm.DATABASE_KEY_VARIABLE] = database_key
             variables["PYTHONPATH"] = self.path(self.database)
         return variables
 
     def secret_values(self) -> set[str]:
         """Return what no message may have in it, beyond the parameters that are secrets themselves."""
-        return _litellm.secret_values({**self.params["service_environment"], **self.params["environment"]})
+        given = {**self.params["service_environment"], **self.params["environment"]}
+        kept = {name: (self.content(name) or "").strip() for name in ("salt_key", "master_key")}
+        return _litellm.secret_values({**given, **kept})
 
     def client_keys(self, key: str, grace: float | None) -> str:
         """Return the text of the file with the keys that clients may send; without a `grace`, none of them ends yet."""
@@ -633,7 +659,8 @@ class Gateway:
             place = f" ({_litellm.quoted_line(int(line.group(1)), text)})" if line else ""
             raise GatewayError(f"{source} renders to something that is not a YAML mapping: {said}{place}")
         # Without the database: what it says is no matter of the configuration.
-        variables = {**self.variables(texts["master_key"].strip()), _litellm.DATABASE_VARIABLE: ""}
+        keys = (texts.get(name, "").strip() for name in ("master_key", "salt_key"))
+        variables = {**self.variables(*keys), _litellm.DATABASE_VARIABLE: ""}
         # The runner alone sets LMFLEET_REGISTRY: here the plugin stays idle and is not taken for a worker.
         environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
         argv = [self.path(self.venv, "bin", "litellm"), "--config", config, "--validate_config"]
@@ -768,8 +795,10 @@ def carry_out(gateway: Gateway, texts: dict, actions: list[str]) -> None:
         gateway.write("gateway_runner.py", texts["gateway_runner.py"])
     if "switch" in actions:
         release(gateway, texts)
-    if "master_key" in actions:
-        gateway.write("master_key", texts["master_key"])
+    # In this order: the one is made of what the other has been.
+    for name in ("salt_key", "master_key"):
+        if name in actions:
+            gateway.write(name, texts[name])
     if "client_keys.json" in actions:
         # The time of grace begins now, however long the installation and the trial took.
         key = texts["master_key"].strip()
@@ -823,7 +852,7 @@ def diff_of(gateway: Gateway, texts: dict, actions: list[str]) -> list[dict]:
         before, after = gateway.text(name), texts[name]
         if name == "gateway.env":
             before, after = _litellm.environment_diff(before, after)
-        elif name in ("master_key", "client_keys.json"):
+        elif name in SECRET:
             before, after = (None if before is None else "(hidden)\n"), "(hidden, new)\n"
         elif name == "config.yaml":
             before, after = _litellm.without_secrets(before), _litellm.without_secrets(after)

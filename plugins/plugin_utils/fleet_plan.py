@@ -53,6 +53,7 @@ class Host:
     gpu_memory_limit_mb: int | None = None  # what role mac_host is to set it to
     has_master_key: bool = False  # whether litellm_master_key is set
     tls: dict[str, Any] | None = None  # port, address, domain of the server with TLS on this host; a warning or ""
+    by_api: bool = False  # whether the gateway on this host keeps its deployments in a database
 
     @property
     def address(self) -> str:
@@ -205,6 +206,9 @@ def _route(plan: Plan, hosts: Mapping[str, Host], macs: list[str], catalogue: Ma
     known = next(iter(hosts.values())).variables["lmfleet_models"] if hosts else {}
     served = {group["name"] for group in plan.model_groups}
     plan.problems.extend(fleet_routing.group_problems(served, catalogue, known))
+    by_api = [name for name in plan.gateways if hosts[name].by_api]
+    local_first = [name for name in by_api if hosts[name].variables["lmfleet_local_first"]]
+    plan.problems.extend(fleet_routing.database_problems(by_api, local_first, plan.model_groups))
     isolated = any(instance["embeddings_only"] for instances in declared.values() for instance in instances)
     for name, instances in declared.items():
         plan.problems.extend(fleet_routing.isolation_problems(name, instances, catalogue, isolated))

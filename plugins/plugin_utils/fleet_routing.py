@@ -119,6 +119,30 @@ def _fallback_problem(name, other, served, catalogue, known) -> str:
     return ""
 
 
+def database_problems(
+    by_api: list[str], local_first: Iterable[str], groups: Iterable[Mapping[str, Any]]
+) -> Iterable[str]:
+    """Yield what cannot be where the gateways `by_api` keep their deployments in a database.
+
+    `local_first` are those of them that prefer their own Mac; `groups` as model_groups() returns them.
+    """
+    for name in local_first if len(by_api) > 1 else ():
+        yield (
+            f"{name}: lmfleet_local_first: {', '.join(by_api)} keep their deployments in a database "
+            "(gateway_deployments_registry: api), where an order holds for every gateway, so each would undo that of "
+            "the others. Leave it out, or keep the deployments in files."
+        )
+    for group in groups if by_api else ():
+        for key in FALLBACKS:
+            if group[key]:
+                yield (
+                    f"lmfleet_models.{group['name']}: gateway.{key}: {', '.join(by_api)} keep their deployments in a "
+                    "database (gateway_deployments_registry: api), and LiteLLM takes fallbacks from its own settings "
+                    f"then. Leave it out here, and add to the variables of the gateways: litellm_router_settings: "
+                    f"{{{key}: [{{{group['name']}: [{', '.join(group[key])}]}}]}}."
+                )
+
+
 def isolation_problems(host: str, declared: Iterable[Mapping], catalogue: Mapping, isolated: bool) -> Iterable[str]:
     """Yield which models of a Mac are on the wrong kind of instance.
 

@@ -246,6 +246,23 @@ def test_a_prompt_that_is_too_long_goes_to_the_group_for_that(two, backends):
         assert "context" in error.read().decode().lower()
 
 
+@pytest.mark.parametrize("routing", ["round_robin", "shuffle"])
+def test_a_long_prompt_goes_to_one_of_its_group_that_takes_it(two, backends, routing):
+    small, large = backends[0].deployment(max_input_tokens=20), backends[1].deployment(max_input_tokens=1000)
+    two.declare([small, large], model_groups=[], routing=routing)
+    payload = {"model": "chat", "messages": [{"role": "user", "content": "word " * 200}]}
+    for _request in range(6):
+        with two.open("/v1/chat/completions", payload) as reply:
+            assert reply.headers["x-litellm-model-id"] == "mac-b"
+    assert {two.ask()[1] for _request in range(20)} == {"mac-a", "mac-b"}
+    payload["messages"][0]["content"] = "word " * 2000
+    with pytest.raises(urllib.error.HTTPError) as refused, two.open("/v1/chat/completions", payload):
+        pass
+    with refused.value as error:
+        assert error.code == 400
+        assert "context" in error.read().decode().lower()
+
+
 def test_embeddings_and_chats_do_not_mix(two, backends):
     two.declare([backends[0].deployment(), backends[1].deployment(model_group="embed", mode="embedding")])
     status, __, message = refusal(two, model="embed")

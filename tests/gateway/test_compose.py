@@ -132,3 +132,45 @@ def test_without_a_digest_or_a_key_it_is_refused(play, tmp_path, missing):
     assert done.returncode != 0
     assert "needs litellm_compose_image with a digest" in done.stdout
     assert not (tmp_path / "gateway").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"litellm_compose_image": IMAGE.replace("@", ":v1.107.0@")}, "litellm_compose_image: LiteLLM 1.107.0 was"),
+        ({"litellm_version": "1.82.7"}, "litellm_version: LiteLLM 1.82.7 was published by an attacker"),
+    ],
+)
+def test_a_release_that_must_not_run_is_refused(play, tmp_path, bad, message):
+    done = play(**bad)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert not (tmp_path / "gateway").exists()
+
+
+def test_the_first_master_key_is_kept_for_a_database(play, tmp_path):
+    root, database = tmp_path / "gateway", {"litellm_database_url": "postgresql://me:geheim@db:5432/litellm"}
+    assert play(litellm_master_key="sk-first").returncode == 0
+    assert not (root / "salt_key").exists()
+    assert "SALT" not in (root / "gateway.env").read_text()
+    for key in ("sk-second", "sk-third"):
+        done = play("--diff", "-vvv", **database, litellm_master_key=key)
+        assert done.returncode == 0, done.stdout
+        assert (root / "salt_key").read_text() == "sk-first\n"
+        assert (root / "salt_key").stat().st_mode & 0o077 == 0
+        assert {"LITELLM_SALT_KEY='sk-first'", f"LITELLM_MASTER_KEY='{key}'"} <= set(
+            (root / "gateway.env").read_text().splitlines()
+        )
+        assert "sk-first" not in done.stdout
+    assert "changed=0" in play(**database, litellm_master_key="sk-third").stdout
+
+
+def test_a_key_for_the_database_is_the_first_master_key_or_the_one_that_is_given(play, tmp_path):
+    root, database = tmp_path / "gateway", {"litellm_database_url": "postgresql://me:geheim@db:5432/litellm"}
+    given = {**database, "litellm_environment": {"LITELLM_SALT_KEY": "sk-given"}}
+    assert play(**given).returncode == 0
+    assert "LITELLM_SALT_KEY='sk-given'" in (root / "gateway.env").read_text()
+    assert not (root / "salt_key").exists()
+    assert play("--check", **database, litellm_root=str(tmp_path / "other")).returncode == 0
+    assert play(**database, litellm_root=str(tmp_path / "other"), litellm_master_key="sk-new").returncode == 0
+    assert (tmp_path / "other" / "salt_key").read_text() == "sk-new\n"

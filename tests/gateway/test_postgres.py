@@ -24,6 +24,7 @@ START_SECONDS = 300
 VARIABLES = {
     "litellm_workers": 1,
     "litellm_server": "uvicorn",
+    "litellm_start_timeout": START_SECONDS,
     "litellm_general_settings": {"proxy_config_reload_interval_seconds": INTERVAL},
     "litellm_router_settings": {"cooldown_time": 1},
 }
@@ -205,6 +206,16 @@ def test_limits_for_a_minute_hold_for_what_litellm_chooses(api, gateway, backend
     assert backends[0].asked == answers["mac-a"]
 
 
+def test_a_deployment_that_loses_its_weight_and_its_limit_answers_all_the_time(api, gateway, backends):
+    alone = backends[0].deployment()
+    api(deployments=[{**alone, "weight": 3, "parallel_limit": 1, "parallel": 1, "host": "mac", "instance": "a"}])
+    with gateway.traffic() as answers:
+        assert api(deployments=[alone])["updated"] == ["mac-a"]
+    assert len(answers) > 5
+    assert [answer for answer in answers if answer[:2] != (200, "mac-a")] == []
+    assert api(deployments=[alone])["changed"] is False
+
+
 def test_bad_declarations_are_refused_alike(declare, backends):
     a = backends[0].deployment()
     for arguments, message in (
@@ -270,6 +281,29 @@ def test_completions_go_on_while_the_database_is_down_and_the_next_run_finds_it_
     assert result["added"] == ["mac-c"]
     assert len(answers) > 20
     assert [answer for answer in answers if answer[0] != 200] == []
+
+
+def test_with_another_master_key_the_deployments_go_on_serving(api, gateway, installation, backends, cluster):
+    deployments = [backend.deployment(api_key="token-of-it") for backend in backends[:2]]
+    api(deployments=deployments)
+    first, new = gateway.key, "sk-another-0123456789"
+    before = {report["pid"] for report in gateway.reports()}
+    with gateway.traffic() as answers:
+        output = installation.configure(litellm_port=gateway.port, litellm_master_key=new, **VARIABLES)
+        gateway.wait_until(lambda: not before & {report["pid"] for report in gateway.reports()}, START_SECONDS)
+        # What a worker cannot decrypt is gone after its next look into the database.
+        time.sleep(3 * INTERVAL)
+    assert [answer for answer in answers if answer[0] != 200] == []
+    assert gateway.key == new
+    assert set(gateway.ask_many(20)) == {"mac-a", "mac-b"}
+    assert api(deployments=deployments)["changed"] is False
+    assert api(deployments=[backends[2].deployment()])["added"] == ["mac-c"]
+    assert set(gateway.ask_many(30)) == {"mac-a", "mac-b", "mac-c"}
+    processes = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert (installation.root / "salt_key").read_text() == first + "\n"
+    for text in (output, gateway.log.read_text(), processes):
+        assert first not in text
+        assert new not in text
 
 
 def test_a_second_run_of_the_role_changes_nothing_and_no_secret_is_told(gateway, installation, cluster):

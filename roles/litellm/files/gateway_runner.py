@@ -92,7 +92,7 @@ def wanted_name(root: str) -> str | None:
 
 
 def bind(address: str, port: int, beside: socket.socket | None = None) -> socket.socket:
-    """Return a socket that is to take the connections. Raises ReleaseError when somebody else has the port.
+    """Return a socket that is to take the connections. Raises ReleaseError when none can, as when the port is taken.
 
     `beside` is a socket of this runner that has the port on another address. The two share it, so the new one does not
     listen before it takes over: what it got until then would find nobody who answers.
@@ -108,11 +108,11 @@ def bind(address: str, port: int, beside: socket.socket | None = None) -> socket
             if beside is None:
                 listener.listen(BACKLOG)
             return listener
-        except OSError as error:
+        except (OSError, OverflowError, ValueError, TypeError) as error:
             listener.close()
             # Whoever had the port may be ending just now.
-            if error.errno != errno.EADDRINUSE or time.monotonic() >= give_up:
-                reason = error.strerror or error
+            if getattr(error, "errno", None) != errno.EADDRINUSE or time.monotonic() >= give_up:
+                reason = getattr(error, "strerror", None) or error
                 raise ReleaseError(f"cannot listen on {address} port {port}: {reason}") from None
         time.sleep(POLL)
 
@@ -145,6 +145,10 @@ class Log:
             number = path.rpartition(".")[2]
             if number.isdigit() and int(number) >= self.files - 1:
                 os.unlink(path)
+        if self.files <= 1:
+            # There is no other part to become, and it must not grow without bound.
+            os.ftruncate(self._descriptor, 0)
+            return
         for number in range(self.files - 1, 0, -1):
             older = self.path if number == 1 else f"{self.path}.{number - 1}"
             with contextlib.suppress(FileNotFoundError):
@@ -342,8 +346,9 @@ class Runner:
             release = read_release(self.root, name)
             self.log.limit, self.log.files = release.log_bytes, release.log_files
             self.candidate = Server(self.root, release, self._listener_for(release), self.log)
-        except (ReleaseError, OSError) as error:
-            self._refuse(name, str(error))
+        except Exception as error:
+            # Whatever is wrong with a release, the one that serves goes on.
+            self._refuse(name, str(error) if isinstance(error, (ReleaseError, OSError)) else repr(error))
             return
         self.log.say(f"starting release {name} as process {self.candidate.process.pid}")
 

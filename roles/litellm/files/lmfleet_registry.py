@@ -255,7 +255,16 @@ class Facts:
         }
         rates = {name: _rates(deployment) for name, deployment in deployments.items()}
         self.rates = {name: limits for name, limits in rates.items() if limits}
-        self.windows = any(deployment["model_info"].get("max_input_tokens") for deployment in deployments.values())
+        self.windows = {
+            name: deployment["model_info"]["max_input_tokens"]
+            for name, deployment in deployments.items()
+            if deployment["model_info"].get("max_input_tokens")
+        }
+        windows_of: dict[str, set] = {}
+        for name in deployments if self.windows else ():
+            windows_of.setdefault(deployments[name]["model_name"], set()).add(self.windows.get(name))
+        # The groups in which a prompt may be too long for one and not for another.
+        self.uneven = {group for group, windows in windows_of.items() if len(windows) > 1}
         self.modes = {}
         for name, deployment in deployments.items():
             mode = deployment["model_info"].get("mode") or "chat"
@@ -576,8 +585,12 @@ class Registry(CustomLogger):
         attempt = _attempt.get()
         if attempt is not None:
             attempt.counted = None
+        request_kwargs = request_kwargs or {}
+        too_small = frozenset()
+        if model in self.facts.uneven and len(ids) > 1:
+            too_small = await self._too_small(model, healthy_deployments, messages, request_kwargs)
         while True:
-            allowed = self._allowed(model, healthy_deployments, ids, request_kwargs or {})
+            allowed = self._allowed(model, healthy_deployments, ids, request_kwargs, too_small)
             if not allowed or (len(allowed) > 1 and self.routing == SHUFFLE):
                 if len(allowed) == len(ids):
                     return healthy_deployments
@@ -590,14 +603,34 @@ class Registry(CustomLogger):
                 return [chosen]
             self.load.end(attempt)
 
-    def _allowed(self, model, candidates, ids: list[str], request_kwargs: dict) -> list[str]:
-        within = self._open(ids)
+    async def _too_small(self, model, candidates, messages, request_kwargs: dict) -> frozenset[str]:
+        """Return the deployments that the prompt is too long for, where those of a group differ in that.
+
+        LiteLLM itself looks only at what has been chosen, and asks no other one then.
+        """
+        tokens = None
+        # It counts in a thread of its own. Another LiteLLM may count in another way; then it is as without this.
+        with contextlib.suppress(AttributeError, TypeError):
+            tokens = await self._router()._acount_pre_call_check_tokens(
+                model=model,
+                healthy_deployments=candidates,
+                messages=messages,
+                input=request_kwargs.get("input"),
+                request_kwargs=request_kwargs,
+            )
+        windows = self.facts.windows
+        names = map(_id, candidates) if tokens is not None else ()
+        return frozenset(name for name in names if windows.get(name, tokens) < tokens)
+
+    def _allowed(self, model, candidates, ids: list[str], request_kwargs: dict, too_small) -> list[str]:
+        within = self._open(ids, too_small)
         if self.facts.rates and within:
             within = self.rates.left(within)
             if not within:
                 raise self._refusal(model)
-        allowed = self._with_room(untried(within, request_kwargs))
-        allowed = [name for name in allowed if name not in self.facts.weightless] or allowed
+        allowed = untried(within, request_kwargs)
+        # A full one with a weight comes before one with room that is to get nothing.
+        allowed = self._with_room([name for name in allowed if name not in self.facts.weightless] or allowed)
         if len(allowed) > 1 and self.routing != SHUFFLE:
             return self._first_in_order(model, candidates, ids, allowed, request_kwargs.get("_target_order"))
         return allowed
@@ -620,9 +653,12 @@ class Registry(CustomLogger):
         error.cooldown_time = 60 - time.time() % 60
         return error
 
-    def _open(self, ids: list[str]) -> list[str]:
+    def _open(self, ids: list[str], too_small: frozenset[str] = frozenset()) -> list[str]:
         if self.stopped:
             ids = [name for name in ids if name not in self.stopped]
+        if too_small:
+            # Where it is too long for all that are left, LiteLLM says so.
+            ids = [name for name in ids if name not in too_small] or ids
         if self.advised:
             ids = [name for name in ids if name not in self.advised] or ids
         if self.unfit:

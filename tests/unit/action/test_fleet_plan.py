@@ -61,6 +61,22 @@ def test_all_problems_come_in_one_message(controller, inventory):
         assert words in output, output
 
 
+def test_what_does_not_go_with_a_database_is_told(controller, inventory):
+    variables = inventory["all"]["vars"]
+    variables["lmfleet_models"]["chat"]["gateway"] = {"fallbacks": ["other"]}
+    variables["lmfleet_models"]["other"] = variables["lmfleet_models"]["chat"] | {"gateway": {}}
+    variables["lmfleet_instances"][0]["models"].append({"name": "other"})
+    variables.update(gateway_deployments_registry="api", lmfleet_local_first=True, litellm_master_key="sk-1")
+    inventory["all"]["children"]["gateways"]["hosts"]["mac-2"] = None
+    output = controller(inventory, [PLAN]).communicate(timeout=60)[0]
+    for words in (
+        "3 problems in the inventory. Nothing has been changed.",
+        "mac-1: lmfleet_local_first: mac-1, mac-2 keep their deployments in a database",
+        "lmfleet_models.chat: gateway.fallbacks: mac-1, mac-2 keep their deployments in a database",
+    ):
+        assert words in output, output
+
+
 def test_a_model_file_that_the_controller_lacks_is_told(controller, inventory, tmp_path):
     file = tmp_path / "own.gguf"
     inventory["all"]["vars"]["lmfleet_models"]["chat"]["source"] = {"path": str(file), "sha256": "a" * 64}

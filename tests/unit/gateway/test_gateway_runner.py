@@ -287,6 +287,27 @@ def test_a_port_that_somebody_has_is_named(running):
     assert running.ask() == "1"
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"port": 70000}, "cannot listen on 127.0.0.1 port 70000: bind(): port must be 0-65535"),
+        ({"port": -1}, "cannot listen on 127.0.0.1 port -1"),
+        ({"address": "1\0"}, "cannot listen on 1"),
+        ({"address": "x" * 300}, "cannot listen on xxx"),
+        ({"drain_timeout": float("inf")}, "OverflowError"),
+        ({"log_files": float("inf")}, "OverflowError"),
+    ],
+)
+def test_settings_that_nothing_can_be_made_of_are_refused_and_do_not_end_the_runner(running, settings, reason):
+    running.release("2", **settings)
+    running.wait(lambda: running.status()["refused"] or running.process.poll() is not None)
+    assert running.process.poll() is None, running.log()
+    assert reason in running.status()["refused"]["reason"]
+    assert running.ask() == "1"
+    running.release("3")
+    running.wait_for(serving="3", refused=None)
+
+
 def test_a_server_that_dies_is_started_again_and_clients_wait_for_it(running):
     group = running.status()["groups"][0]
     os.killpg(group, signal.SIGKILL)
@@ -366,6 +387,19 @@ def test_the_logs_stay_within_their_bounds(gateway):
     assert {path.name for path in logs.iterdir()} == {"gateway.log", "gateway.log.1", "gateway.log.2"}
     assert all(path.stat().st_size <= 10_000 for path in logs.iterdir())
     assert all(path.stat().st_mode & 0o077 == 0 for path in logs.iterdir())
+
+
+@pytest.mark.parametrize("files", [1, 0])
+def test_a_log_without_former_parts_begins_anew(gateway, files):
+    gateway.release("1", lines=50, log_bytes=10_000, log_files=files)
+    gateway.start()
+    logs = gateway.root / "logs"
+    gateway.wait((logs / "gateway.log").exists)
+    (logs / "gateway.log.1").write_text("of a time with more of them")
+    gateway.wait(lambda: not (logs / "gateway.log.1").exists())
+    for _look in range(20):
+        assert [(path.name, path.stat().st_size <= 10_000) for path in logs.iterdir()] == [("gateway.log", True)]
+        time.sleep(0.05)
 
 
 def test_two_of_its_lines_tell_what_happens(running):

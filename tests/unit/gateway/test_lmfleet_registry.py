@@ -64,6 +64,10 @@ class FakeRouter:
         if deployment.litellm_params["model"] != "refused":
             self.deployments[deployment.model_info["id"]] = deployment
 
+    async def _acount_pre_call_check_tokens(self, model, healthy_deployments, messages, input, request_kwargs):
+        self.calls.append("count")
+        return len((messages or input).split()) if messages or input else None
+
     def update_settings(self, **settings):
         policy = settings.pop("retry_policy", None)
         if policy:
@@ -295,6 +299,81 @@ class TestPauses:
         assert choose(registry, [candidate("a"), candidate("b")]) == ["a"]
 
 
+class TestWindows:
+    """LiteLLM refuses a prompt that is too long for what was chosen, and asks no other one."""
+
+    @pytest.fixture
+    def small_and_large(self):
+        small, large = candidate("small"), candidate("large")
+        small["model_info"]["max_input_tokens"], large["model_info"]["max_input_tokens"] = 3, 6
+        return [small, large]
+
+    @pytest.fixture
+    def registry(self, plugin, router, small_and_large):
+        registry = plugin.Registry(None)
+        declare(plugin, registry, *small_and_large)
+        return registry
+
+    @staticmethod
+    def picks(registry, candidates, tokens, attempts=4, **request):
+        messages = "word " * tokens
+        return [
+            ids(asyncio.run(registry.async_filter_deployments("g", candidates, messages, request_kwargs=request)))
+            for _request in range(attempts)
+        ]
+
+    @pytest.mark.parametrize("routing", ["round_robin", "least_busy", "usage"])
+    def test_only_who_can_take_a_long_prompt_is_asked(self, registry, small_and_large, routing):
+        registry.routing = routing
+        assert self.picks(registry, small_and_large, 4) == [["large"]] * 4
+        assert {name for (name,) in self.picks(registry, small_and_large, 3)} == {"small", "large"}
+
+    def test_with_shuffle_the_draw_is_among_those_that_can(self, registry, small_and_large):
+        registry.routing = "shuffle"
+        assert self.picks(registry, small_and_large, 4, 1) == [["large"]]
+        assert self.picks(registry, small_and_large, 3, 1) == [["small", "large"]]
+
+    def test_an_input_counts_as_messages_do(self, registry, small_and_large):
+        assert self.picks(registry, small_and_large, 0, input="a b c d") == [["large"]] * 4
+
+    def test_neither_advice_nor_room_nor_order_nor_weight_nor_a_failure_makes_a_small_one_fit(
+        self, plugin, registry, small_and_large
+    ):
+        large = small_and_large[1]
+        large["litellm_params"].update(weight=0, order=2)
+        small_and_large[0]["litellm_params"].update(order=1)
+        large["model_info"]["parallel_limit"] = 1
+        declare(plugin, registry, *small_and_large)
+        registry.advised, registry.unfit = {"large"}, {"large": time.monotonic() + 60}
+        registry.load.in_flight["large"] = 1
+        failed = {"metadata": {"previous_models": [{"deployment_id": "large"}]}}
+        assert self.picks(registry, small_and_large, 4, **failed) == [["large"]] * 4
+
+    def test_who_is_paused_gets_none_and_litellm_refuses(self, registry, small_and_large):
+        registry.stopped = {"large"}
+        assert self.picks(registry, small_and_large, 4, 1) == [["small"]]
+
+    def test_what_is_too_long_for_all_is_left_to_litellm(self, registry, small_and_large):
+        assert {name for (name,) in self.picks(registry, small_and_large, 7)} == {"small", "large"}
+
+    def test_who_says_nothing_takes_all(self, plugin, registry, small_and_large):
+        del small_and_large[1]["model_info"]["max_input_tokens"]
+        declare(plugin, registry, *small_and_large)
+        assert self.picks(registry, small_and_large, 9) == [["large"]] * 4
+
+    @pytest.mark.parametrize("window", [3, None])
+    def test_where_all_take_the_same_nothing_is_counted(self, plugin, registry, router, small_and_large, window):
+        for one in small_and_large:
+            one["model_info"]["max_input_tokens"] = window
+        declare(plugin, registry, *small_and_large)
+        assert len(self.picks(registry, small_and_large, 4)) == 4
+        assert router.calls == []
+
+    def test_a_litellm_that_counts_otherwise_costs_no_request(self, registry, small_and_large, monkeypatch):
+        monkeypatch.delattr(FakeRouter, "_acount_pre_call_check_tokens")
+        assert {name for (name,) in self.picks(registry, small_and_large, 4)} == {"small", "large"}
+
+
 class TestLoad:
     @pytest.fixture
     def registry(self, plugin):
@@ -308,6 +387,14 @@ class TestLoad:
         assert picks[:3] == ["a", "b", "b"]
         assert registry.load.in_flight == Counter(picks)
         assert picks[3] in "ab"
+
+    def test_weight_zero_gets_nothing_also_when_the_others_are_full(self, plugin, registry):
+        spare = limited("spare", 9)
+        spare["litellm_params"]["weight"] = 0
+        declare(plugin, registry, limited("a", 1), limited("b", 1), spare)
+        three = [spare, limited("a", 1), limited("b", 1)]
+        assert Counter(ask(plugin, registry, three)[0] for _request in range(6)) == {"a": 3, "b": 3}
+        assert ask(plugin, registry, [spare]) == ["spare"]
 
     def test_room_in_the_next_order_is_better_than_none(self, plugin, registry):
         near, far = limited("near", 1), candidate("far", order=2)

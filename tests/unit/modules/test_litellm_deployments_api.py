@@ -151,6 +151,26 @@ def test_a_setting_that_goes_is_gone(run, gateway):
     assert run(deployments=[A])["changed"] is False
 
 
+def test_what_a_neutral_value_takes_away_costs_no_removal(run, gateway):
+    more = {"weight": 2, "parallel_limit": 4, "parallel": 4, "host": "mac", "instance": "i", "status_url": "http://x/s"}
+    run(deployments=[{**A, **more}])
+    gateway.asked.clear()
+    result = run(deployments=[A])
+    assert (result["updated"], gateway.asked) == (["a"], [("PATCH", "/model/a/update")])
+    row = gateway.rows["a"]
+    assert row["litellm_params"]["weight"] == 1
+    assert not any(row["model_info"][key] for key in more if key != "weight")
+    gateway.asked.clear()
+    assert run(deployments=[A])["changed"] is False
+    # What had such a value can have another one again, and lose what there is no neutral value for.
+    assert run(deployments=[{**A, **more, "timeout": 3}])["updated"] == ["a"]
+    assert [row["model_info"]["host"], row["litellm_params"]["weight"]] == ["mac", 2]
+    gateway.asked.clear()
+    assert run(deployments=[A])["updated"] == ["a"]
+    assert [path for __, path in gateway.asked] == ["/model/delete", "/model/new"]
+    assert not set(more) & set(gateway.rows["a"]["model_info"])
+
+
 def test_each_has_a_weight_or_litellm_would_give_nothing_to_those_without(run, gateway):
     run(deployments=[A, {**B, "weight": 2}])
     assert [gateway.rows[name]["litellm_params"]["weight"] for name in "ab"] == [1, 2]
@@ -305,6 +325,31 @@ def test_what_cannot_work_is_told_before_anything_is_changed(run, gateway, db, a
     assert message in result["msg"]
     assert KEY not in result["msg"]
     assert gateway.asked == []
+
+
+@pytest.mark.parametrize(
+    ("db", "arguments", "problem"),
+    [
+        ("connected", {"master_key_file": "/nonexistent/key", "master_key": None}, "no /nonexistent/key. Set up the"),
+        ("connected", {"url": "http://127.0.0.1:9"}, "does not answer"),
+        ("Not connected", {}, "has no database"),
+    ],
+)
+def test_check_mode_plans_for_a_gateway_that_is_not_there_yet(run, gateway, db, arguments, problem):
+    foreseen = run(deployments=[A], _ansible_check_mode=True)
+    gateway.db = db
+    result = run(deployments=[A], _ansible_check_mode=True, **arguments)
+    assert problem in result["problem"]
+    assert (result["changed"], result["added"]) == (True, ["a"])
+    assert result["diff"]["after"] == foreseen["diff"]["after"]
+    assert "problem" not in foreseen
+    assert gateway.asked == []
+    assert run(deployments=[], _ansible_check_mode=True, **arguments)["changed"] is False
+
+
+def test_check_mode_tells_a_database_that_is_down(run, gateway):
+    gateway.db = "disconnected"
+    assert "does not reach its database" in run(deployments=[A], _ansible_check_mode=True)["msg"]
 
 
 def test_a_database_that_goes_in_the_middle_is_named(run, gateway, monkeypatch):

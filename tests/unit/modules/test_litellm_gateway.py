@@ -150,6 +150,12 @@ def test_what_is_no_ip_address_is_refused(run, root, address):
     assert not root.exists()
 
 
+@pytest.mark.parametrize("port", [-1, 0, 65536, 70000])
+def test_what_is_no_port_is_refused(run, root, port):
+    assert f"{port} is no port to listen on. Set litellm_port" in run(service={"port": port})["msg"]
+    assert not root.exists()
+
+
 def test_pythons_that_do_not_fit_are_refused(run, root, commands):
     commands.python = "3 9"
     assert "/opt/python is Python 3.9" in run()["msg"]
@@ -621,6 +627,88 @@ def test_the_address_of_a_database_is_kept_out_of_all_output(run, commands):
     result = run(**DATABASE, _ansible_diff=True)
     assert "secret-word" not in str(result)
     assert "secret-word" not in str(commands.lines(""))
+
+
+def encrypts_with(root):
+    """Return what LiteLLM is given to encrypt with in its database, as sh reads it."""
+    script = '. ./gateway.env; printf %s "${LITELLM_SALT_KEY-none}"'
+    command = ["/bin/sh", "-c", script]
+    return subprocess.run(command, cwd=root / "current", capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.usefixtures("schema")
+def test_the_first_master_key_is_kept_for_the_database(run, root):
+    first = run(**DATABASE, master_key="sk-geheim-1", _ansible_diff=True)
+    assert (root / "salt_key").read_text() == "sk-geheim-1\n"
+    assert mode(root / "salt_key") == 0o600
+    assert encrypts_with(root) == "sk-geheim-1"
+    second = run(**DATABASE, master_key="sk-geheim-2", _ansible_diff=True)
+    assert second["actions"] == ["gateway.env", "client_keys.json", "master_key", "switch"]
+    third = run(**DATABASE, master_key="sk-geheim-3", _ansible_diff=True)
+    assert (root / "master_key").read_text() == "sk-geheim-3\n"
+    assert encrypts_with(root) == "sk-geheim-1"
+    assert run(**DATABASE, master_key="sk-geheim-3")["changed"] is False
+    assert "geheim" not in json.dumps([first, second, third])
+    assert run(**DATABASE, master_key="sk-geheim-3")["changed"] is False
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_gateway_that_had_no_such_key_keeps_the_master_key_that_it_has(run, root):
+    run(**DATABASE, master_key="sk-geheim-1")
+    (root / "salt_key").unlink()
+    run(**DATABASE, master_key="sk-geheim-2")
+    assert encrypts_with(root) == "sk-geheim-1"
+    assert (root / "salt_key").read_text() == "sk-geheim-1\n"
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_run_that_is_killed_before_the_keys_are_written_is_repaired(run, root, monkeypatch):
+    run(**DATABASE, master_key="sk-geheim-1")
+    (root / "salt_key").unlink()
+    write = litellm_gateway.Gateway.write
+
+    def killed(self, name, text):
+        if name == "master_key":
+            raise OSError("killed")
+        write(self, name, text)
+
+    monkeypatch.setattr(litellm_gateway.Gateway, "write", killed)
+    assert run(**DATABASE, master_key="sk-geheim-2")["failed"]
+    monkeypatch.setattr(litellm_gateway.Gateway, "write", write)
+    run(**DATABASE, master_key="sk-geheim-3")
+    assert encrypts_with(root) == "sk-geheim-1"
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_made_key_is_kept_for_the_database_too(run, root):
+    run(**DATABASE)
+    assert (root / "salt_key").read_text() == (root / "master_key").read_text()
+    salt = encrypts_with(root)
+    run(**DATABASE, master_key="sk-geheim-2")
+    assert encrypts_with(root) == salt != "none"
+
+
+@pytest.mark.usefixtures("schema")
+@pytest.mark.parametrize("where", ["environment", "service_environment"])
+def test_a_key_for_the_database_that_is_given_is_taken(run, root, where):
+    run(**DATABASE, master_key="sk-geheim-1", **{where: {"LITELLM_SALT_KEY": "sk-geheim-0"}})
+    assert encrypts_with(root) == "sk-geheim-0"
+    assert not (root / "salt_key").exists()
+
+
+def test_without_a_database_there_is_no_key_for_one(run, root):
+    run()
+    assert encrypts_with(root) == "none"
+    assert not (root / "salt_key").exists()
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_kept_key_is_in_no_message(run, root, commands):
+    run(**DATABASE, master_key="sk-geheim-1")
+    commands.failing = {"--validate_config": "config validation failed: it has sk-geheim-1 and sk-geheim-2"}
+    result = run(**DATABASE, master_key="sk-geheim-2", config="model_list: [1]")
+    assert "config validation failed" in result["msg"]
+    assert "geheim" not in json.dumps(result)
 
 
 @pytest.mark.usefixtures("schema")

@@ -136,3 +136,34 @@ def test_embeddings_are_kept_apart_where_an_instance_says_so():
     mixed = plan(models, instance("a", 1234, "m", "e"), instance("b", 1235, "e", embeddings_only=True)).problems
     assert mixed[0].startswith("mac-1: lmfleet_instances (a): e is an embedding model. The fleet has instances with")
     assert len(mixed) == 2
+
+
+def gateways(models, *by_api, **variables):
+    """Plan three Macs that are all gateways, those of `by_api` with a database; return the problems."""
+    hosts = {
+        name: host(name, f"10.0.0.{name[-1]}", models, instance("a", 1234, *models), **variables)
+        for name in ("mac-1", "mac-2", "mac-3")
+    }
+    for name, one in hosts.items():
+        one.has_master_key, one.by_api = True, name in by_api
+    return plan_fleet(hosts, list(hosts), list(hosts)).problems
+
+
+def test_gateways_that_share_a_database_cannot_each_prefer_their_own_mac():
+    problems = gateways({"m": model()}, "mac-2", "mac-3", lmfleet_local_first=True)
+    assert [problem.split(" in a database")[0] for problem in problems] == [
+        f"{name}: lmfleet_local_first: mac-2, mac-3 keep their deployments" for name in ("mac-2", "mac-3")
+    ]
+    assert gateways({"m": model()}, "mac-2", lmfleet_local_first=True) == []
+    assert gateways({"m": model()}, lmfleet_local_first=True) == []
+    assert gateways({"m": model()}, "mac-2", "mac-3") == []
+
+
+def test_fallbacks_of_models_are_not_for_a_database():
+    models = {"m": model(fallbacks=["n", "o"]), "n": model(), "o": model(load={"context_length": 4096})}
+    models["o"]["gateway"]["context_window_fallbacks"] = ["n"]
+    assert gateways(models) == []
+    of_m, of_o = gateways(models, "mac-1")
+    assert of_m.startswith("lmfleet_models.m: gateway.fallbacks: mac-1 keep")
+    assert "litellm_router_settings: {fallbacks: [{m: [n, o]}]}." in of_m
+    assert "litellm_router_settings: {context_window_fallbacks: [{o: [n]}]}." in of_o
