@@ -32,7 +32,9 @@ def remember(home: str, found: Found, tunings: Home | None) -> None:
     """Keep what an instance has, as its change begins. Secret, as its declaration is."""
     files = {change.file: change.before for change in tunings.changes} if tunings else {}
     document = _read(home)
-    if not document.get("unfinished") or serves_as_declared(found):
+    # Its tuning files come before its declaration: with the one that was kept, it has not begun to serve another.
+    came_to_serve = document.get("declaration") != found.declaration and serves_as_declared(found)
+    if not document.get("unfinished") or came_to_serve:
         document = {
             "format": _FORMAT,
             "declaration": found.declaration,

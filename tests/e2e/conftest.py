@@ -41,5 +41,5 @@ def live(fleet, tmp_path_factory):
 @pytest.fixture
 def traffic(live):
     """Clients that ask the gateway of the fixture `live` without end, and have not begun."""
-    # Without a pause, clients would take the time of all that is tested here.
-    return Traffic(gateway_url("mac-1"), live.master_key(), "pretender", pause=2)
+    # With less of a pause, clients would take the time of all that is tested here.
+    return Traffic(gateway_url("mac-1"), live.master_key(), "pretender", pause=4)

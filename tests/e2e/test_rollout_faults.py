@@ -72,7 +72,7 @@ def test_what_was_changed_before_goes_back_too_where_that_is_wanted(live, traffi
 def test_the_first_mac_gets_back_what_it_had_when_it_does_worse_than_the_others(live, tmp_path):
     slower = slim(live, tmp_path, port=1254)
     slower.variables["all"]["lmfleet_canary_bake_seconds"] = 120
-    with Traffic(gateway_url("mac-1"), live.master_key(), "pretender", clients=8, pause=0.5) as traffic:
+    with Traffic(gateway_url("mac-1"), live.master_key(), "pretender", pause=1) as traffic:
         traffic.wait_for(20)
         process = slower.start()
         wait_for(lambda: paused(live, "rollout"), process)

@@ -62,7 +62,7 @@ def test_a_gateway_joins_another_while_the_fleet_is_changed(two, play, tmp_path)
     del alone.hosts["all"]["children"]["gateways"]["hosts"]["mac-2"]
     with lent(alone, *GATEWAYS):
         play(alone, KEYS[0]).succeeded()
-    with Traffic(gateway_url("mac-1"), KEYS[0], "pretender", pause=2) as traffic:
+    with Traffic(gateway_url("mac-1"), KEYS[0], "pretender", pause=4) as traffic:
         traffic.wait_for(8)
         run = play(two, KEYS[0]).succeeded()
         traffic.wait_for(8)
@@ -77,8 +77,8 @@ def test_a_gateway_joins_another_while_the_fleet_is_changed(two, play, tmp_path)
 
 def test_another_master_key_costs_no_request(two, play):
     """Who keeps the former key in its time of grace loses none, nor who gets the new one after the run."""
-    former = [Traffic(gateway_url(host), KEYS[0], "pretender", clients=4, pause=2) for host in GATEWAYS]
-    new = [Traffic(gateway_url(host), KEYS[1], "pretender", clients=4, pause=2) for host in GATEWAYS]
+    former = [Traffic(gateway_url(host), KEYS[0], "pretender", clients=4, pause=4) for host in GATEWAYS]
+    new = [Traffic(gateway_url(host), KEYS[1], "pretender", clients=4, pause=4) for host in GATEWAYS]
     with former[0], former[1]:
         for traffic in former:
             traffic.wait_for(8)
