@@ -174,3 +174,10 @@ def test_a_key_for_the_database_is_the_first_master_key_or_the_one_that_is_given
     assert play("--check", **database, litellm_root=str(tmp_path / "other")).returncode == 0
     assert play(**database, litellm_root=str(tmp_path / "other"), litellm_master_key="sk-new").returncode == 0
     assert (tmp_path / "other" / "salt_key").read_text() == "sk-new\n"
+
+
+def test_a_first_master_key_that_cannot_be_read_is_not_taken_for_none(play, tmp_path):
+    root, database = tmp_path / "gateway", {"litellm_database_url": "postgresql://me:geheim@db:5432/litellm"}
+    (root / "master_key").mkdir(parents=True)  # nobody can read it, not even root
+    assert play(**database, litellm_master_key="sk-new").returncode != 0
+    assert not (root / "salt_key").exists()
