@@ -11,37 +11,35 @@ pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(300)]
 
 INSTANCE = {"name": "a", "port": 1234, "models": [{"name": "pretender"}]}
 
-INVENTORIES = {
-    "two instances on one port": (
-        {"lmfleet_instances": [INSTANCE, {**INSTANCE, "name": "b"}]},
-        ["mac-2: lmfleet_instances: port 1234 is used by instance a and instance b"],
-    ),
-    "more than five instances": (
-        {"lmfleet_instances": [{**INSTANCE, "name": f"i{number}", "port": 1234 + number} for number in range(6)]},
-        ["mac-2: lmfleet_instances: 6 instances, but a Mac can run at most 5"],
-    ),
-    "an unknown model": (
-        {"lmfleet_instances": [{**INSTANCE, "models": [{"name": "pretnder"}]}]},
-        ["mac-2: lmfleet_instances (a): serves the unknown model 'pretnder'", "pretender"],
-    ),
-    "a model without checksum": (
-        {"lmfleet_models": {"pretender": {"source": {"url": "http://files/x.gguf"}}}},
-        ["lmfleet_models.pretender: source.sha256 is missing"],
-    ),
-    "a shared variable misspelt": (
-        {"lmfleet_instance": []},
-        ["lmfleet_instance: no such variable", "lmfleet_instances"],
-    ),
-    "a role's variable misspelt": ({"litellm_worker": 2}, ["litellm_worker: no such variable", "litellm_workers"]),
-    "an archive that is not there": (
-        {"lmstudio_archive": "/nowhere/llmster.tar.gz"},
-        ["lmstudio_archive: /nowhere/llmster.tar.gz: no such file on this controller", "tar.gz.sha512: no such"],
-    ),
-    "a role's variable of the wrong type": (
-        {"litellm_port": "many"},
-        ["litellm_port: must be of type int, not 'many'"],
-    ),
+MISTAKES = {
+    "lmfleet_instances": [
+        INSTANCE,
+        {**INSTANCE, "name": "b"},
+        {**INSTANCE, "name": "c", "port": 1235, "models": [{"name": "smolm2"}]},
+    ],
+    "lmfleet_models": {
+        "pretender": {"source": {"url": "http://files/x.gguf"}},
+        "smollm2": {"source": {"url": "http://files/y.gguf", "sha256": "0" * 64}},
+    },
+    "lmfleet_instance": [],
+    "litellm_worker": 2,
+    "litellm_port": "many",
+    "lmstudio_archive": "/nowhere/llmster.tar.gz",
 }
+SIX = [{**INSTANCE, "name": f"i{number}", "port": 1234 + number} for number in range(6)]
+TOLD = [
+    "10 problems in the inventory. Nothing has been changed.",
+    "litellm_worker: no such variable. Did you mean litellm_workers?",
+    "lmfleet_instance: no such variable. Did you mean lmfleet_instances?",
+    "litellm_port: must be of type int, not 'many'",
+    "lmstudio_archive: /nowhere/llmster.tar.gz: no such file on this controller",
+    "lmstudio_archive: /nowhere/llmster.tar.gz.sha512: no such file on this controller",
+    "lmfleet_models.pretender: source.sha256 is missing",
+    "mac-1: lmfleet_instances: 6 instances, but a Mac can run at most 5",
+    "mac-2: lmfleet_instances: port 1234 is used by instance a and instance b",
+    "mac-2: lmfleet_instances: port 2234 is used by the status of instance a",
+    "mac-2: lmfleet_instances (c): serves the unknown model 'smolm2'. lmfleet_models has: pretender, smollm2.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +55,13 @@ def untouched(fleet, fresh):
     assert {host: fleet.files(host) for host in fresh} == fresh
 
 
-@pytest.mark.parametrize(("variables", "words"), INVENTORIES.values(), ids=INVENTORIES)
-def test_an_inventory_that_cannot_work(fleet, tmp_path, variables, words):
+def test_all_mistakes_of_an_inventory_are_told_at_once(fleet, tmp_path):
     bad = fleet.copy(tmp_path)
-    bad.variables["macs"].update(variables)
+    bad.variables["macs"].update(MISTAKES)
+    bad.hosts["all"]["children"]["macs"]["hosts"]["mac-1"]["lmfleet_instances"] = SIX
     run = bad.play()
     assert run.code != 0
-    run.said("Nothing has been changed", *words)
+    run.said(*TOLD)
 
 
 def test_an_empty_group_of_gateways(fleet, tmp_path):
@@ -88,22 +86,23 @@ def test_models_that_cannot_fit_into_the_memory_of_a_mac(fleet, tmp_path):
 
 
 KNOBS = {
-    "an Intel Mac": ('machine="x86_64"', ["processor of type x86_64", "Apple silicon"]),
-    "an old macOS": ('macos_version="13.6"', ["macOS 13.6 is older than 14.0"]),
-    "little memory": ("memory_gb=4", ["4096 MB of memory", "mac_host_min_memory_mb"]),
-    "nobody at the screen": ("gui_session=false", ["no session at the screen", "lmfleet_launchd_domain: system"]),
+    ("mac-1", 'machine="x86_64"'): ["processor of type x86_64", "Apple silicon"],
+    ("mac-2", 'macos_version="13.6"'): ["macOS 13.6 is older than 14.0"],
+    ("mac-2", "memory_gb=4"): ["4096 MB of memory", "mac_host_min_memory_mb"],
+    ("mac-2", "gui_session=false"): ["no session at the screen", "lmfleet_launchd_domain: system"],
 }
 
 
-@pytest.mark.parametrize(("knob", "words"), KNOBS.values(), ids=KNOBS)
-def test_a_host_that_cannot_serve_stops_the_run_for_all(fleet, knob, words):
-    fleet.sandbox("knob", "mac-2", knob)
+def test_hosts_that_cannot_serve_stop_the_run_for_all(fleet):
+    for host, knob in KNOBS:
+        fleet.sandbox("knob", host, knob)
     try:
         run = fleet.play()
     finally:
-        fleet.sandbox("knob", "mac-2", "--clear")
+        for host in ("mac-1", "mac-2"):
+            fleet.sandbox("knob", host, "--clear")
     assert run.code != 0
-    run.said("This host cannot serve. Nothing has been changed.", *words)
+    run.said("This host cannot serve. Nothing has been changed.", *(word for words in KNOBS.values() for word in words))
 
 
 def test_a_host_that_is_no_mac(fleet, tmp_path):

@@ -80,12 +80,12 @@ def test_a_new_instance_leaves_the_others_alone_and_a_removed_one_is_gone(mac, t
     more.variables["macs"]["lmfleet_instances"].append(
         {"name": "chat-c", "port": 1236, "models": [{"name": "pretender"}]}
     )
-    converged(more)
+    restored(more)
     after = daemons(mac)
     assert {name: after[name] for name in before} == before
     renamed = more.copy(tmp_path)
     renamed.variables["macs"]["lmfleet_instances"][2]["name"] = "chat-d"
-    converged(renamed)
+    restored(renamed)
     converged(mac)
     assert daemons(mac) == before
     assert "chat-c" not in mac.on("mac-1", f"ls -a {HOMES} {AGENTS}")
@@ -98,7 +98,7 @@ def test_changed_tuning_loads_that_model_anew_and_no_other(mac, tmp_path):
     before = look(mac, "mac-1")
     changed = mac.copy(tmp_path)
     changed.variables["macs"]["lmfleet_instances"][1]["models"][0]["load"] = {"context_length": 3000}
-    converged(changed)
+    restored(changed)
     log = mac.read("mac-1", f"{HOMES}/chat-b/logs/runner.log")
     assert log.count("loading pretender from") == 2
     assert log.count("loading pretender-embed from") == 1
