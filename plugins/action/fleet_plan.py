@@ -90,6 +90,10 @@ def _read_host(name: str, hostvars: Mapping, roles: Mapping, filled: set[str], g
         if variable in hostvars and variable not in filled
     }
     problems += _archive_problems(of_roles.get("lmstudio_archive"), of_roles.get("lmstudio_checksum"))
+    if of_roles.get("litellm_runtime") == "compose":
+        problems.append(
+            ("litellm_runtime", "compose is for the role litellm in a playbook of your own, not for site.yml.")
+        )
     listening = _gateway(of_roles) if gateway else None
     guard = _guard(of_roles, variables, listening, problems) if listening else None
     tls = _tls(of_roles, listening, problems) if listening else None

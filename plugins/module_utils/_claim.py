@@ -32,6 +32,6 @@ def refuse_others(claim: dict, controller: str) -> None:
     since, until = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(claim[key])) for key in ("since", "until"))
     raise ClaimedError(
         f"{claim['holder']} has been changing this fleet since {since}, and may until {until}, by the clock of "
-        "this host. No instance has been changed. Run again when that run has ended. When you know that it is "
-        "dead, go on at once with -e lmfleet_take_over=true."
+        "this host. Run again when that run has ended. When you know that it is dead, go on at once with "
+        "-e lmfleet_take_over=true."
     )

@@ -301,17 +301,16 @@ def plan(
         }
     resumed, interim = {}, {}
     pauses = dict(state.pauses)
-    if pausing:
-        name = pause_file(pausing.owner)
-        held = current_pauses(pauses[pausing.owner]["paused"], now) if pausing.owner in pauses else {}
-        kept = pauses_after(pausing, held, now)
-        resumed = {name: max(0.0, now - pause.get("since", now)) for name, pause in held.items() if name not in kept}
-        if kept != held or name in state.broken:
+    for owner, (held, kept) in _pauses(pausing, before, after, state, now).items():
+        name, asked = pause_file(owner), pausing is not None and pausing.owner == owner
+        if asked:
+            resumed = {one: max(0.0, now - pause.get("since", now)) for one, pause in held.items() if one not in kept}
+        if kept != held or (asked and name in state.broken):
             if DEPLOYMENTS in files:
                 # Not the new generation: whoever has applied this has not applied all.
                 interim[name] = {"format": FORMAT, "generation": state.generation, "paused": {**held, **kept}}
-            pauses[pausing.owner] = {"generation": generation, "paused": kept}
-            files[name] = {"format": FORMAT, **pauses[pausing.owner]}
+            pauses[owner] = {"generation": generation, "paused": kept}
+            files[name] = {"format": FORMAT, **pauses[owner]}
     state_after = State(
         generation=generation if files else state.generation,
         routing=routing if known or DEPLOYMENTS in files else None,
@@ -331,6 +330,59 @@ def plan(
         resumed=resumed,
         interim=interim,
     )
+
+
+def _pauses(pausing: Pausing | None, before: Mapping, after: Mapping, state: State, now: float) -> dict:
+    """Return owner to two times id to pause: what it pauses at `now`, and what once `after` holds."""
+    held = {owner: current_pauses(pauses["paused"], now) for owner, pauses in state.pauses.items()}
+    if pausing:
+        held.setdefault(pausing.owner, {})
+    kept = dict(held)
+    if pausing:
+        kept[pausing.owner] = pauses_after(pausing, held[pausing.owner], now)
+    if "rollout" in kept:
+        # It pauses what it changes: with that, its pause is gone.
+        gone = set(before) - set(after)
+        kept["rollout"] = {name: pause for name, pause in kept["rollout"].items() if name not in gone}
+    if "operator" in kept and not (pausing and pausing.owner == "operator"):
+        kept["operator"] = {**_drained_as_well(before, after, kept["operator"]), **kept["operator"]}
+    return {owner: (held[owner], kept[owner]) for owner in kept}
+
+
+def _drained_as_well(before: Mapping, after: Mapping, paused: Mapping) -> dict:
+    """Return id to pause for what is new on a Mac, or an instance, of which all is paused: whoever drained it meant it.
+
+    It ends as the last one there.
+    """
+    free, drained = set(), {}
+    for name, deployment in before.items():
+        for place in _places_of(deployment):
+            if name not in paused:
+                free.add(place)
+            else:
+                drained[place] = max(drained.get(place, paused[name]), paused[name], key=_end)
+    new = {name: _places_of(after[name]) for name in after if name not in before}
+    return {
+        name: drained[place] for name, found in new.items() for place in found if place in drained and place not in free
+    }
+
+
+def _places_of(deployment: Mapping) -> list:
+    """Return the Mac and the instance of an entry, [] where it does not tell."""
+    host, instance = (deployment["model_info"].get(key) for key in ("host", "instance"))
+    return [(host, None), (host, instance)] if host else []
+
+
+def _end(pause: Mapping) -> float:
+    return float("inf") if pause.get("until") is None else pause["until"]
+
+
+def places(entries: Mapping) -> dict:
+    """Return id to {"host", "instance"} of the entries that tell it."""
+    known = {name: deployment["model_info"] for name, deployment in entries.items()}
+    return {
+        name: {key: info[key] for key in ("host", "instance")} for name, info in known.items() if info.get("instance")
+    }
 
 
 def without_unknown(pausing: Pausing, after: Iterable, state: State) -> Pausing:

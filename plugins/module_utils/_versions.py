@@ -113,13 +113,19 @@ def settled(found: Mapping, version: str, digest: str | None, keep: int) -> dict
 
 
 def used_homes(homes: Iterable[str], instances: str) -> set[str]:
-    """Return those of `homes` that an instance below `instances` is declared to run from, or any process runs from."""
+    """Return those of `homes` that are in use.
+
+    An instance below `instances` is to run from them or may go back to them, or any process runs from them.
+    """
     texts = [run(["/bin/ps", "-axww", "-o", "command="], timeout=30).out]
     for name in _listing(instances):
         for file in ("instance.json", "status.json"):
             declared = read_json(os.path.join(instances, name, file))
             program = declared.get("llmster") if isinstance(declared, dict) else None
             texts.append(program if isinstance(program, str) else "")
+        former = read_json(os.path.join(instances, name, "former.json"))
+        # What served last, as long as what came after it was not seen to.
+        texts.append(str(former.get("declaration")) if isinstance(former, dict) and former.get("unfinished") else "")
     return {home for home in homes if any(home + os.sep in text for text in texts)}
 
 

@@ -182,8 +182,9 @@ options:
                 type: int
               cooldown_time:
                 description:
-                  - Seconds that a deployment gets no requests after it has failed. As the router settings of the
-                    gateway say, V(30), when it is not set.
+                  - Seconds that a deployment gets no requests after its second failure within C(cooldown_time) of the
+                    router (C(allowed_fails=1)). As the router settings of the gateway say, V(30), when it is not set.
+                  - Each worker of a gateway counts for itself, unless there is a Redis (C(litellm_redis_url)).
                 type: float
               timeout:
                 description:
@@ -191,7 +192,8 @@ options:
                 type: float
               stream_timeout:
                 description:
-                  - Seconds until a stream must have begun. Like C(timeout) when it is not set.
+                  - Seconds until a stream must have begun. As C(litellm_stream_timeout) says, V(120), when it is not
+                    set.
                 type: float
               rpm:
                 description:

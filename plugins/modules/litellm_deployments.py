@@ -135,8 +135,8 @@ options:
         type: int
       cooldown_time:
         description:
-          - Seconds that it gets no requests after it has failed. As the gateway's router settings say, when it is not
-            set.
+          - Seconds that it gets no requests after it has failed for the second time within the cooldown time of the
+            gateway's router settings, which also say it when it is not set.
         type: float
       parallel_limit:
         description:
@@ -225,7 +225,9 @@ options:
   owner:
     description:
       - In whose name O(deployments[].state) pauses and lifts pauses. Required when one of them is V(paused).
-        The pauses of other owners stay as they are.
+        The pauses of other owners stay as they are, but for two things. A pause of V(rollout) ends with its deployment.
+        Where V(operator) has paused all deployments of a Mac or an instance (O(deployments[].host),
+        O(deployments[].instance)), what is new there is paused as well, as long as they are.
     type: str
     choices: [operator, rollout, guard]
   purge_pauses:
@@ -332,6 +334,11 @@ groups:
   description: Model group of each deployment of the gateway, by id.
   returned: success
   type: dict
+places:
+  description: Mac and instance of each deployment that was declared with them, by id.
+  returned: success
+  type: dict
+  sample: {mac-2-chat-a-smollm2: {host: mac-2, instance: chat-a}}
 added:
   description: Ids that are new.
   returned: success
@@ -396,6 +403,7 @@ from ..module_utils._registry import (
     group_problems,
     groups_without_traffic,
     paused_by,
+    places,
     plan,
     rejections,
     waiting_for,
@@ -611,6 +619,7 @@ def apply_api(module, registry, asked):
         "routing": None,
         "deployments": sorted(planned.state.deployments),
         "groups": {name: entry["model_name"] for name, entry in planned.state.deployments.items()},
+        "places": places(planned.state.deployments),
         "added": planned.added,
         "updated": planned.changed,
         "removed": planned.removed,
@@ -676,6 +685,7 @@ def main():
         "routing": planned.state.routing,
         "deployments": sorted(planned.state.deployments or {}),
         "groups": {name: entry["model_name"] for name, entry in (planned.state.deployments or {}).items()},
+        "places": places(planned.state.deployments or {}),
         "added": planned.added,
         "updated": planned.changed,
         "removed": planned.removed,

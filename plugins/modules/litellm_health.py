@@ -132,8 +132,8 @@ ready_after:
   returned: when the gateway was ready
   type: float
 problem:
-  description: What was seen instead of a gateway that is ready.
-  returned: in check mode, when it was not ready
+  description: What was seen instead of a gateway that is ready and whose workers know every deployment.
+  returned: in check mode, when it was not so
   type: str
 deployments:
   description: The deployments that were asked, in the order given.
@@ -295,7 +295,7 @@ def watch(registry: Registry, chosen: list[str], seconds: float) -> str:
 def ask_workers(module: AnsibleModule, registry: Registry, since: float, deadline: float, result: dict) -> None:
     """Put what the workers say into `result`; fails the module when that is not what was asked for.
 
-    `since` is epoch seconds, `deadline` monotonic ones. Raises RegistryError.
+    In check mode it only tells. `since` is epoch seconds, `deadline` monotonic ones. Raises RegistryError.
     """
     params = module.params
     workers, problem = wait_for_workers(registry, deadline)
@@ -304,7 +304,9 @@ def ask_workers(module: AnsibleModule, registry: Registry, since: float, deadlin
         result.update({"busy": busy} if problem else {})
     names = ("pid", "age", "generation", "deployments", "in_flight", "started_at", "outcomes", "error")
     result["workers"] = [{name: getattr(worker, name) for name in names} for worker in workers]
-    if problem:
+    if problem and module.check_mode:
+        result["problem"] = f"still waiting for {problem}"
+    elif problem:
         module.fail_json(msg=f"Waited {params['timeout']:g} s for {problem}. Look at the gateway's log.", **result)
     if params["watch"] and not module.check_mode:
         problem = watch(registry, params["watch"], params["watch_seconds"])

@@ -35,8 +35,6 @@ INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 # Of characters that need no escaping wherever a token goes, and long enough to be taken out of all that Ansible shows.
 API_TOKEN = re.compile(r"[A-Za-z0-9._~+/:=-]{8,}")
 
-#: What a message calls it. macOS lets anybody listen on 443.
-TLS_USE = "the gateway with TLS (gateway_tls_port)"
 #: The status of an instance is published so many ports above its own where nothing else is declared.
 STATUS_PORT_OFFSET = 1000
 
@@ -103,6 +101,8 @@ def plan_fleet(hosts: Mapping[str, Host], macs: list[str], gateways: list[str]) 
         host = hosts[name]
         planned = {"instances": [], "models": [], "domain": host.variables["lmfleet_launchd_domain"]}
         planned["guard"] = bool(host.guard)
+        declared = host.variables["lmfleet_instances"] if name in macs else []
+        plan.problems.extend(f"{name}: {problem}" for problem in _port_problems(host, declared, guarded))
         if name in macs:
             planned["instances"] = _instances(host, catalogue, gateways, guarded, plan.problems)
             plan.token_hosts += [name] if host.variables["lmfleet_api_tokens"] else []
@@ -310,7 +310,6 @@ def _instances(
             f"LM Studio has {MAX_INSTANCES} control ports. Load several models on one instead.",
         )
     bind_address = _bind_address(host, gateways, report)
-    _port_problems(host, declared, guarded, report)
     _token_problems(host, declared, report)
     for name, count in Counter(instance["name"] for instance in declared).items():
         if count > 1:
@@ -445,30 +444,36 @@ def _status_port(instance: Mapping[str, Any]) -> int | None:
     return instance["port"] + STATUS_PORT_OFFSET if isinstance(instance["port"], int) else None
 
 
-def _port_problems(host: Host, declared: list[Mapping[str, Any]], guarded: bool, report) -> None:
-    users: dict[int, list[str]] = {}
-    for instance in declared:
-        if isinstance(instance["port"], int):
-            users.setdefault(instance["port"], []).append(f"instance {instance['name']}")
-    for instance in declared if guarded else ():
-        port = _status_port(instance)
-        if port is not None:
-            users.setdefault(port, []).append(f"the status of instance {instance['name']} (status_port)")
-    if host.gateway:
-        users.setdefault(host.gateway["port"], []).append("the gateway (litellm_port)")
-    if host.guard:
-        users.setdefault(host.guard["port"], []).append("the queue guard (queue_guard_metrics_port)")
-    if host.tls:
-        users.setdefault(host.tls["port"], []).append(TLS_USE)
-    for port, names in users.items():
-        if len(names) > 1:
-            report("lmfleet_instances", f"port {port} is used by {' and '.join(names)}. Give each a port of its own.")
-        if not (1 if names == [TLS_USE] else 1024) <= port <= 65535:
-            report("lmfleet_instances", f"port {port} of {names[0]} must be from 1024 to 65535.")
-        if port in CONTROL_PORTS:
-            report(
-                "lmfleet_instances", f"port {port} of {names[0]} is one of LM Studio's control ports. Choose another."
-            )
+def _port_problems(host: Host, declared: list[Mapping[str, Any]], guarded: bool) -> Iterator[str]:
+    """Yield what is wrong with the ports of a host, beginning with the variable that says so."""
+    wanted = [(instance["port"], "lmfleet_instances", f"instance {instance['name']}") for instance in declared]
+    wanted += [
+        (_status_port(instance), "lmfleet_instances", f"the status of instance {instance['name']} (status_port)")
+        for instance in declared
+        if guarded
+    ]
+    for listening, variable, use in (
+        (host.gateway, "litellm_port", "the gateway"),
+        (host.guard, "queue_guard_metrics_port", "the queue guard"),
+        (host.tls, "gateway_tls_port", "the gateway with TLS"),
+    ):
+        if listening:
+            wanted.append((listening["port"], variable, f"{use} ({variable})"))
+    users: dict[int, list[tuple[str, str]]] = {}
+    for port, variable, use in wanted:
+        if isinstance(port, int):
+            users.setdefault(port, []).append((variable, use))
+    for port, found in users.items():
+        variable, use = found[0]
+        if len(found) > 1:
+            uses = " and ".join(use for _variable, use in found)
+            yield f"{variable}: port {port} is used by {uses}. Give each a port of its own."
+        # Nothing runs as root. macOS lets anybody listen on 443, on all addresses at once only.
+        least = 1 if variable == "gateway_tls_port" else 1024
+        if not least <= port <= 65535:
+            yield f"{variable}: port {port} of {use} must be from {least} to 65535."
+        if declared and port in CONTROL_PORTS:
+            yield f"{variable}: port {port} of {use} is one of LM Studio's control ports. Choose another."
 
 
 def _token_problems(host: Host, declared: list[Mapping[str, Any]], report) -> None:

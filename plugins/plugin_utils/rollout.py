@@ -21,7 +21,8 @@ class Deployment:
     """A deployment that the gateways have, or will have.
 
     `state`: "serving"; "held" by a pause that is none of a roll-out's business; "paused" by nothing but a roll-out that
-    was cut off; "down" otherwise; "new" where no gateway knows it yet. `declared`: whether there is to be one.
+    was cut off; "down" otherwise; "new" where no gateway knows it yet, "missing" where not every gateway does.
+    `declared`: whether there is to be one.
     """
 
     id: str
@@ -83,13 +84,14 @@ class Batch:
     """Instances that are changed at the same time.
 
     `paused`: the deployments that get no requests meanwhile, `left`: how many each of their groups keeps, `added`:
-    deployments that no gateway knows before, and that serve afterwards.
+    deployments that no gateway knows before, and that serve afterwards, `missing`: those that some of them know.
     """
 
     changes: list[Change]
     paused: list[str] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def hosts(self) -> list[str]:
@@ -206,7 +208,9 @@ def shortage(
     """
     changes = [_change(host, entry) for host, entries in needs.items() for entry in entries if _needs(entry)]
     # What an instance had loaded when the run began says nothing by now.
-    deployments = _deployments(declared, registered, changes, unreachable, silent, {})
+    found = _deployments(declared, registered, changes, unreachable, silent, {})
+    # What an instance has given up stays paused to the end of the run, and counts for nothing any more.
+    deployments = [one for one in found if one.declared or one.state != "paused"]
     fleet = _Fleet(deployments, policy, _departing(deployments, declared))
     out = [one for one in deployments if one.id in batch["paused"] and one.state == "serving"]
     return [] if policy.allow_downtime else fleet.troubles(out)
@@ -296,13 +300,14 @@ class _Fleet:
     def described(self, batch: list[Change]) -> Batch:
         pairs = [(change, one) for change in batch for one in self.at(change)]
         known = [(change, one) for change, one in pairs if one.state != "new"]
-        paused = [one for change, one in known if one.state == "paused" or change.interrupts(one)]
+        paused = {one for change, one in known if one.state == "paused" or change.interrupts(one)}
         out = Counter(one.group for one in self.out(batch))
         return Batch(
             batch,
             sorted(one.id for one in paused),
             {group: self._serve[group] - out[group] for group in sorted({one.group for one in paused})},
             sorted(one.id for _change, one in pairs if one.state == "new"),
+            sorted(one.id for _change, one in known if one.state == "missing" and one not in paused),
         )
 
 
@@ -374,7 +379,11 @@ def _resumptions(
     deployments: Iterable[Deployment], changes: Iterable[Change], known: Collection[tuple[str, str]]
 ) -> list[Change]:
     """Return the instances, of those `known`, that need nothing but that the gateways send them requests."""
-    why = {"paused": "a run that was cut off has paused it", "new": "the gateways do not know it yet"}
+    why = {
+        "paused": "a run that was cut off has paused it",
+        "new": "the gateways do not know it yet",
+        "missing": "not every gateway knows it yet",
+    }
     waiting = {(one.host, one.instance): why[one.state] for one in deployments if one.state in why}
     changing = {(change.host, change.instance) for change in changes}
     return [
@@ -398,7 +407,7 @@ def _deployments(
 ) -> list[Deployment]:
     """Return what the gateways route to now, as far as it is declared or about to go, and what they will route to.
 
-    Where no gateway has told what it knows, nothing is known to be new.
+    Where no gateway has told what it knows, nothing is known to be new. One that has nothing yet lacks nothing.
     """
     wanted = {entry["id"]: entry for entry in declared}
     places = {name: (change.host, change.instance) for change in changes for name in change.deployments}
@@ -410,23 +419,38 @@ def _deployments(
         for name, pauses in gateway["paused"].items():
             # The guard lifts its pauses by itself, and never takes all of a group.
             owners.setdefault(name, set()).update(set(pauses) - {"guard"})
+    drained = _drained(gateways, owners)
     found = []
     for name, (host, instance) in sorted(places.items()):
         held = owners.get(name, set())
         if name not in groups:
-            state = "new"
+            state = "held" if {(host, None), (host, instance)} & drained else "new"
         elif held - {"rollout"}:
             state = "held"
         elif held:
             state = "paused"
         elif host in unreachable or name in silent or not _answers(name, host, entries.get((host, instance))):
             state = "down"
+        elif name in wanted and any(gateway["groups"] and name not in gateway["groups"] for gateway in gateways):
+            state = "missing"
         else:
             state = "serving"
-        if state != "new" or (gateways and name in wanted):
+        if name in groups or (gateways and name in wanted):
             group = groups[name] if name in groups else wanted[name]["model_group"]
             found.append(Deployment(name, group, host, instance, state, name in wanted))
     return found
+
+
+def _drained(
+    gateways: Collection[Mapping[str, Any]], owners: Mapping[str, Collection[str]]
+) -> set[tuple[str, str | None]]:
+    """Return the instances, and with None the Macs, of which an operator has paused all that the gateways know."""
+    free, paused = set(), set()
+    for gateway in gateways:
+        for name, place in gateway.get("places", {}).items():
+            found = paused if "operator" in owners.get(name, ()) else free
+            found |= {(place["host"], place["instance"]), (place["host"], None)}
+    return paused - free
 
 
 def _answers(name: str, host: str, entry: Mapping[str, Any] | None) -> bool:
@@ -455,12 +479,14 @@ def _told(batch: Batch, declared: Collection[str], places: Mapping[str, str]) ->
     replaced: dict[str, list[str]] = {}
     busy: dict[str, list[dict[str, Any]]] = {}
     out: dict[str, list[str]] = {}
+    given_up: list[str] = []
     for name in batch.paused:
         out.setdefault(places[name], []).append(name)
     for change in batch.changes:
         hosts.setdefault(change.host, []).append(change.instance)
         if change.deployments and change.action in ("live", "restart"):
             replaced.setdefault(change.host, []).append(change.instance)
+            given_up += sorted(change.deployments - set(declared))
         models = [{"identifier": name} for name in _models(change)]
         if models:
             busy.setdefault(change.host, []).append({"name": change.instance, "models": models})
@@ -471,8 +497,10 @@ def _told(batch: Batch, declared: Collection[str], places: Mapping[str, str]) ->
         "out": out,
         "paused": batch.paused,
         "added": batch.added,
+        "missing": batch.missing,
         "left": batch.left,
         "removed": [name for name in batch.paused if name not in declared],
+        "given_up": given_up,
     }
 
 

@@ -30,7 +30,8 @@ def outcome(
     not changed or got back at once what it had, `mute` why it is to get that back now. `gone` and `new` are ids that
     the gateways have to forget and to learn, `asked` those that are asked, `silent` by id why it does not serve,
     `resumed` those that do: what was not changed because it answers all the time is not asked, for it would be the
-    last in a queue. `behind` has lines on gateways that were not told. `well`: nothing of that went wrong.
+    last in a queue. What an instance has given up for others stays paused: it may be put back until the run ends.
+    `behind` has lines on gateways that were not told. `well`: nothing of that went wrong.
     """
     in_the_way = _lines(gateways["held"]) + _lines(gateways["drained"])
     untouched = _untouched(part["hosts"], macs, bool(in_the_way))
@@ -38,9 +39,10 @@ def outcome(
     changed = [host for host in part["hosts"] if host not in untouched and host not in deaf]
     places = {one["id"]: one["host"] for one in deployments}
     places |= {name: host for host, names in part["out"].items() for name in names}
-    gone = [name for name in part["removed"] if places[name] in changed]
-    new = [name for name in part["added"] if places[name] in changed]
-    paused = [name for name in part["paused"] if name not in gone]
+    leaving = [name for name in part["removed"] if places[name] in changed]
+    gone = [name for name in leaving if name not in part["given_up"]]
+    new = [name for name in [*part["added"], *part["missing"]] if places[name] in changed]
+    paused = [name for name in part["paused"] if name not in leaving]
     at_work = [name for name in _at_work(macs, gateways["drained"]) if name in paused and places[name] in untouched]
     asked = [name for name in paused if name not in at_work] + new
     silent = _silent(asked, gateways["answers"])
@@ -76,31 +78,56 @@ def to_put_back(
     it does `worse` than the others, or else its Macs on which something does not answer.
     """
     parts = []
-    places = {one["id"]: one["host"] for one in deployments}
+    deployments = list(deployments)
     for batch in reversed(done):
         last = batch is done[-1]
         mute = outcome["mute"] if last else {}
         hosts = batch["replaced"] if whole or (last and worse) else mute
         hosts = [host for host in batch["replaced"] if host in hosts and host not in outcome["untouched"]]
         if hosts:
-            withdrawn = [name for name in batch["added"] if places.get(name) in hosts]
-            parts.append({**_of_hosts(batch, hosts, mute), "withdrawn": withdrawn})
+            replaced = {host: batch["replaced"][host] for host in hosts}
+            gained = [
+                one
+                for one in deployments
+                if one["id"] in batch["added"] and one["instance"] in replaced.get(one["host"], ())
+            ]
+            parts.append(_put_back(batch, replaced, gained, mute))
     return parts
 
 
-def _of_hosts(batch: Mapping[str, Any], hosts: list[str], mute: Mapping[str, str]) -> dict[str, Any]:
-    """Return what of a batch is put back. What was removed stays so; what is new goes again (`withdrawn`)."""
-    out = {host: [name for name in batch["out"].get(host, []) if name not in batch["removed"]] for host in hosts}
+def _put_back(
+    batch: Mapping[str, Any],
+    replaced: Mapping[str, list[str]],
+    gained: list[Mapping[str, Any]],
+    mute: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the part in which instances (`replaced`, by host) get back what they had.
+
+    What they have `gained` leaves the gateways, and what they have given up serves again. Instances that were removed,
+    or are new, stay so.
+    """
+    out, busy = {}, {}
+    for host, instances in replaced.items():
+        paused = batch["out"].get(host, [])
+        new = [one for one in gained if one["host"] == host]
+        out[host] = [name for name in paused if name not in batch["removed"] or name in batch["given_up"]]
+        out[host] += [one["id"] for one in new]
+        models = {entry["name"]: entry["models"] for entry in batch["busy"].get(host, [])}
+        # What does not answer is not waited for; nobody asks it anything.
+        for name in instances if host not in mute else ():
+            all_models = models.get(name, []) + [{"identifier": one["model"]} for one in new if one["instance"] == name]
+            busy.setdefault(host, []).append({"name": name, "models": all_models})
     return {
         **batch,
-        "hosts": {host: batch["replaced"][host] for host in hosts},
-        "replaced": {host: batch["replaced"][host] for host in hosts},
-        # What does not answer is not waited for; nobody asks it anything.
-        "busy": {host: batch["busy"][host] for host in hosts if host in batch["busy"] and host not in mute},
+        "hosts": replaced,
+        "replaced": replaced,
+        "busy": busy,
         "out": out,
         "paused": [name for names in out.values() for name in names],
-        "removed": [],
+        "removed": [one["id"] for one in gained],
+        "given_up": [],
         "added": [],
+        "missing": [],
     }
 
 

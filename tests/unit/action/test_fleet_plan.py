@@ -42,6 +42,7 @@ def test_all_problems_come_in_one_message(controller, inventory):
     variables["litellm_adress"] = 4000
     variables["lmstudio_models"] = []
     variables["litellm_port"] = "many"
+    variables["litellm_runtime"] = "compose"
     variables["lmfleet_bind_address"] = "{{ nowhere }}"
     del variables["lmfleet_models"]["chat"]["source"]["sha256"]
     inventory["all"]["children"]["gateways"] = {"hosts": {}}
@@ -49,11 +50,12 @@ def test_all_problems_come_in_one_message(controller, inventory):
     output = run.communicate(timeout=60)[0]
     assert run.returncode != 0
     for words in (
-        "7 problems in the inventory. Nothing has been changed.",
+        "8 problems in the inventory. Nothing has been changed.",
         "mac-1, mac-2: lmfleet_instnaces: no such variable. Did you mean lmfleet_instances?",
         "mac-1, mac-2: litellm_adress: no such variable. Did you mean litellm_address?",
         "mac-1, mac-2: lmstudio_models: is worked out from the lmfleet_ variables and cannot be set.",
         "mac-1, mac-2: litellm_port: must be of type int, not 'many'.",
+        "litellm_runtime: compose is for the role litellm in a playbook of your own, not for site.yml.",
         "lmfleet_models.chat: source.sha256 is missing.",
         "lmfleet_bind_address: cannot be evaluated",
         "the group gateways is empty",

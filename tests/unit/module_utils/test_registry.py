@@ -56,6 +56,10 @@ def pausing(owner="operator", pause=(), resume=(), **more):
     return registry.Pausing(owner, list(pause), list(resume), **{"reason": "why", **more})
 
 
+def on(host, *names, instance="a"):
+    return {name: registry.entry(deployment(name, host=host, instance=instance)) for name in names}
+
+
 class TestEntry:
     def test_it_is_what_litellm_expects(self):
         entry = registry.entry(deployment("a", weight=2.0, timeout=None, host="mac-1", mode="embedding"))
@@ -256,6 +260,55 @@ class TestProblems:
         assert len(found) == 1
         assert found[0].startswith("there is no deployment z")
         assert self.problems([{"id": "z", "state": "absent"}], state_with("a")) == []
+
+
+class TestPausesOfWhatComesAndGoes:
+    def test_a_pause_of_a_roll_out_goes_with_its_deployment_and_that_of_an_operator_stays(self):
+        before = state_with("a", "b", pauses={"rollout": ["a", "b"], "operator": ["a"]})
+        planned = plan([deployment("b")], before)
+        assert set(planned.files) == {"deployments.json", "paused/rollout.json"}
+        assert set(planned.state.pauses["rollout"]["paused"]) == {"b"}
+        assert set(planned.state.pauses["operator"]["paused"]) == {"a"}
+        assert set(planned.interim["paused/rollout.json"]["paused"]) == {"a", "b"}, "it goes before its pause"
+        assert plan([deployment("b")], planned.state).files == {}
+
+    @pytest.mark.parametrize(
+        ("place", "held"),
+        [
+            ({"host": "m", "instance": "new"}, False),
+            ({"host": "m", "instance": "a"}, True),
+            ({"host": "other", "instance": "a"}, False),
+            ({}, False),
+        ],
+    )
+    def test_what_is_new_on_an_instance_that_is_drained_is_paused_too(self, place, held):
+        before = state_with(pauses={"operator": ["a"]})._replace(
+            deployments={**on("m", "a"), **on("m", "b", instance="b")}
+        )
+        planned = plan([deployment("c", **place)], before, purge=False)
+        assert ("c" in planned.state.pauses["operator"]["paused"]) == held
+        assert ("paused/operator.json" in planned.interim) == held, "it is paused before it is there"
+
+    def test_on_a_mac_that_is_drained_an_instance_of_another_name_is_paused_as_long(self):
+        before = state_with(pauses={"operator": ["a", "b"]})._replace(deployments=on("m", "a", "b"))
+        before.pauses["operator"]["paused"]["a"]["until"] = NOW + 60
+        new = [deployment("c", host="m", instance="new")]
+        planned = plan(new, before)
+        assert planned.state.pauses["operator"]["paused"]["c"] == {"reason": "r", "since": 1.0}
+        before.pauses["operator"]["paused"]["b"]["until"] = NOW + 90
+        assert plan(new, before).state.pauses["operator"]["paused"]["c"]["until"] == NOW + 90
+        before.pauses["operator"]["paused"]["b"]["until"] = NOW - 1
+        assert "c" not in plan(new, before).state.pauses["operator"]["paused"], "the drain of b is over"
+
+    def test_who_is_the_operator_says_what_is_paused(self):
+        before = state_with(pauses={"operator": ["a"]})._replace(deployments=on("m", "a"))
+        planned = plan([deployment("c", host="m", instance="a")], before, asked=pausing(resume=["c"]))
+        assert "c" not in planned.state.pauses["operator"]["paused"]
+
+    def test_places_are_told_of_what_has_one(self):
+        assert registry.places({**on("m", "a"), "b": registry.entry(deployment("b"))}) == {
+            "a": {"host": "m", "instance": "a"}
+        }
 
 
 class TestWaiting:

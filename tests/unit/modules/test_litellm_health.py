@@ -168,6 +168,9 @@ def test_each_worker_must_know_each_deployment(run, tmp_path):
     assert "2 of the gateway's workers to report, and 1 did" in run(registry=str(tmp_path))["msg"]
     report(os.getppid(), "a")
     assert f"worker {os.getppid()} to know b" in run(registry=str(tmp_path))["msg"]
+    looked = run(registry=str(tmp_path), idle=["a"], watch=["a"], timeout=60, _ansible_check_mode=True)
+    assert (looked.get("failed"), len(looked["workers"])) == (None, 2)
+    assert looked["problem"] == f"still waiting for worker {os.getppid()} to know b"
     report(os.getppid(), "a", "b")
     result = run(registry=str(tmp_path))
     assert not result.get("failed")

@@ -159,6 +159,18 @@ def test_a_version_that_something_runs_from_stays(run, version, tmp_path, monkey
     assert run(only)["removed"] == ["0.0.24-1"]
 
 
+def test_the_version_that_an_unfinished_change_goes_back_to_stays(run, version, tmp_path):
+    old = run(version(24))
+    instance = tmp_path / "root" / "instances" / "chat-a"
+    instance.mkdir(parents=True)
+    former = {"declaration": json.dumps({"llmster": old["llmster"]}), "unfinished": True}
+    (instance / "former.json").write_text(json.dumps(former))
+    only = {**version(25), "keep_versions": 1}
+    assert run(only)["removed"] == []
+    (instance / "former.json").write_text(json.dumps({**former, "unfinished": False}))
+    assert run(only)["removed"] == ["0.0.24-1"]
+
+
 def test_what_killed_runs_left_is_removed_and_strangers_stay(run, version):
     arguments = version(25)
     directory = arguments["directory"]

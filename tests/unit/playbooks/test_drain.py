@@ -14,7 +14,10 @@ PLAYBOOKS = Path(__file__).resolve().parents[3] / "playbooks"
 
 @pytest.fixture
 def play(controller, inventory, tmp_path):
-    """Return a function that runs a playbook for mac-1. As a gateway, mac-1 has `known`, and mac-2 is down."""
+    """Return a function that runs a playbook for mac-1. As a gateway, mac-1 has `known`, and mac-2 is down.
+
+    `place` is what the gateway knows of where that is.
+    """
     variables, groups = inventory["all"]["vars"], inventory["all"]["children"]
     variables.update(lmfleet_root=str(tmp_path), litellm_master_key="sk-1234567890123456")
     here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
@@ -23,8 +26,8 @@ def play(controller, inventory, tmp_path):
     groups["gateways"]["hosts"]["mac-2"] = None
     (tmp_path / "gateway" / "registry" / "paused").mkdir(parents=True)
 
-    def play(playbook, known):
-        entry = {"model_name": "chat", "litellm_params": {"model": "openai/chat"}, "model_info": {"id": known}}
+    def play(playbook, known, **place):
+        entry = {"model_name": "chat", "litellm_params": {"model": "openai/chat"}, "model_info": {"id": known, **place}}
         pauses = {known: {"reason": "dust", "since": 1.0, "until": None}} if playbook == "undrain.yml" else {}
         for name, content in (
             ("deployments.json", {"deployments": [entry], "routing": "round_robin"}),
@@ -56,3 +59,11 @@ def test_what_no_gateway_has_cannot_be_drained(play):
     code, output = play("drain.yml", "mac-2-chat-a-chat")
     assert code != 0
     assert "No gateway has a deployment of mac-1 yet: mac-1-chat-a-chat. Run site.yml first." in output
+
+
+@pytest.mark.parametrize(("playbook", "sign"), [("drain.yml", "+"), ("undrain.yml", "-")])
+def test_what_a_gateway_still_has_there_of_a_former_declaration_is_meant_too(play, playbook, sign):
+    code, output = play(playbook, "mac-1-old-chat", host="mac-1", instance="old")
+    assert code != 0, "mac-2 is down"
+    assert f'{sign} "mac-1-old-chat": {{' in output, output
+    assert "no gateway has it yet: mac-1-chat-a-chat" in output

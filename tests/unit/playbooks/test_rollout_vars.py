@@ -20,8 +20,9 @@ PART = {
     "out": {"mac-1": [A], "mac-2": [B]},
     "paused": [A, B],
     "removed": [],
+    "given_up": [],
     "added": [],
-    "withdrawn": [],
+    "missing": [],
 }
 KNOWN = {
     "fleet": {
@@ -60,11 +61,13 @@ def evaluate(controller, inventory, tmp_path):
     return evaluate
 
 
-def test_a_gateway_knows_what_it_had_and_what_it_was_told(evaluate):
+def test_a_gateway_knows_what_it_had_or_what_it_was_last_told(evaluate):
     told = {"results": [{"gateway": "mac-1", "groups": {B: "m"}}, {"gateway": "other", "groups": {"strange": "m"}}]}
     asked = {"results": [{"gateway": "mac-1", "groups": {A: "m"}}, {"gateway": "other", "groups": {}}]}
     assert evaluate("__rollout_known", __rollout_gateways=asked) == [A]
-    assert evaluate("__rollout_known", __rollout_gateways=asked, __rollout_told=told) == [A, B]
+    assert evaluate("__rollout_known", __rollout_gateways=asked, __rollout_told=told) == [B]
+    skipped = {"results": [{"gateway": "mac-1", "skipped": True}]}
+    assert evaluate("__rollout_known", __rollout_gateways=asked, __rollout_told=skipped) == [A]
     assert evaluate("__rollout_known", __rollout_gateways=asked, __rollout_told=told, gateway="other") == ["strange"]
 
 
@@ -101,3 +104,80 @@ def test_the_gateways_are_not_told_of_a_mac_that_did_not_go_back(evaluate):
     runs = {"mac-1": {}, "mac-2": {**FAILED, "instances": []}}
     [told] = evaluate("__rollout_news_back", runs, __rollout_moved=[A, B])
     assert (told["id"], told["state"]) == (A, "former")
+
+
+C = "mac-3.local-chat-a-m"
+THREE = {**KNOWN["fleet"], "deployments": [*KNOWN["fleet"]["deployments"], {"id": C, "host": "mac-3.local"}]}
+THREE["deployments"][-1].update(instance="chat-a", model_group="m")
+FIRST = {**PART, "paused": [A]}
+
+
+@pytest.mark.parametrize(
+    ("groups", "facts", "bare"),
+    [
+        ([[A, B, C]], {}, []),
+        ([[A, B, C]], {"__rollout_down": [C]}, ["m"]),
+        ([[A, B]], {}, ["m"]),
+        ([[A, B, C], [A, B]], {}, ["m"]),
+        ([[A, B, C], []], {}, []),
+        ([[A, B, C]], {"__rollout_elsewhere": {"deployments": [{"id": C, "healthy": False}]}}, ["m"]),
+        ([[A, B, C]], {"__rollout_down": [A, C]}, []),
+        ([[A, B, C]], {"__rollout_down": [C], "undone": {**FIRST, "removed": [A]}}, []),
+    ],
+    ids=["served", "down", "not registered", "not at one gateway", "a new gateway", "silent", "down itself", "brought"],
+)
+def test_what_goes_back_must_not_be_the_last_that_serves(evaluate, groups, facts, bare):
+    """B is paused."""
+    now = {
+        "results": [{"gateway": f"g{number}", "groups": dict.fromkeys(ids, "m")} for number, ids in enumerate(groups)]
+    }
+    given = {"undone": FIRST, "__rollout_elsewhere": {"deployments": []}, "__rollout_down": [], **facts}
+    given["__rollout_down"] = [B, *given["__rollout_down"]]
+    assert evaluate("__rollout_bare", fleet=THREE, __rollout_now=now, **given) == bare
+
+
+def test_what_was_put_back_serves_again_and_what_is_silent_does_not(evaluate):
+    answers = [{"id": A, "healthy": True}, {"id": B, "healthy": False, "problem": "HTTP 503"}]
+    well = {"results": [{"gateway": "mac-1", "deployments": answers}]}
+    now = {"results": [{"gateway": "mac-1", "groups": {A: "m", B: "m"}}]}
+    facts = {"__rollout_now": now, "__rollout_elsewhere": {"deployments": []}, "__rollout_answers": well}
+    assert evaluate("__rollout_down_now", __rollout_down=[A], lmfleet_allow_downtime=True, **facts) == [B]
+    left = {"undone": FIRST, "__rollout_down": [B]}
+    assert evaluate("__rollout_down_now", **facts, **left) == [B], "mac-1 stays changed, as nothing else serves"
+
+
+def test_what_has_requests_at_one_gateway_keeps_them_while_another_is_told_of_it(evaluate):
+    part = {**PART, "paused": [A], "out": {"mac-1": [A]}, "missing": [B]}
+    deployments = [{**one, "model": "m", "api_base": "http://x/v1"} for one in KNOWN["fleet"]["deployments"]]
+    facts = {
+        "batch": part,
+        "rollout": {"batches": [part]},
+        "gateway_deployments_list": deployments,
+        "__rollout_unknown": {"results": [{"added": [A, B]}]},
+        "__rollout_gateways": {
+            "results": [{"gateway": "mac-1", "groups": {A: "m", B: "m"}}, {"gateway": "g2", "groups": {}}]
+        },
+    }
+    news = {gateway: evaluate("__rollout_news", gateway=gateway, **facts) for gateway in ("mac-1", "g2")}
+    assert {gateway: [one.get("state") for one in told] for gateway, told in news.items()} == {
+        "mac-1": ["paused", None],
+        "g2": ["paused", "paused"],
+    }
+
+
+def test_the_time_out_of_a_batch_counts_each_time_and_what_stays_out(evaluate):
+    template = VARIABLES.parents[1] / "templates" / "rollout_batch.txt.j2"
+    away = [
+        {"gateway": "g1", "resumed": {A: 9.0}},
+        {"gateway": "g2", "resumed": {A: 8.0}},
+        {"gateway": "g1", "resumed": {A: 8.2}},
+    ]
+    out = {"mac-1": [A, "mac-1-chat-a-n"], "mac-2": [B], "mac-3": [C]}
+    batch = {**PART, "title": "Batch 1 of 1", "out": out, "removed": [C]}
+    told = evaluate(f"lookup('ansible.builtin.template', '{template}')", batch=batch, __rollout_away=away)
+    assert told.splitlines() == [
+        "Batch 1 of 1",
+        "  mac-1 was out for 17 s; still paused: mac-1-chat-a-n",
+        "  mac-2 was out for good: it is still paused",
+        f"  mac-3 has given up {C}",
+    ]

@@ -220,6 +220,23 @@ def test_the_gateway_port_counts_as_taken():
     )
 
 
+def test_a_wrong_port_of_a_gateway_is_named_with_its_variable_also_without_instances():
+    serving = host(instances=[instance()], ansible_host="10.0.0.1")
+
+    def problems(port):
+        gateway = {"port": port, "address": "0.0.0.0", "domain": "system"}
+        front = host(
+            "front", [instance(port=port)], gateway=gateway, tls=TLS
+        )  # of no Mac, so there is no such instance
+        return plan(serving, front, macs=["mac-1"], gateways=["front"]).problems
+
+    assert problems(80) == ["front: litellm_port: port 80 of the gateway (litellm_port) must be from 1024 to 65535."]
+    assert problems(443)[0].startswith(
+        "front: litellm_port: port 443 is used by the gateway (litellm_port) and the gate"
+    )
+    assert problems(41343) == [], "without LM Studio its control ports are free"
+
+
 def test_empty_groups_are_refused():
     assert "gateways is empty" in only_problem(plan(host(instances=[instance()], ansible_host="10.0.0.1"), gateways=[]))
     assert "macs is empty" in only_problem(plan(host(), macs=[]))

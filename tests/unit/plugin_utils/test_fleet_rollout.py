@@ -286,3 +286,63 @@ def test_what_changed_since_the_run_began_and_what_goes_later_counts_as_it_is_no
     assert short(first, needs, gateway(["m1-a-m", "m2-a-m"]), declared) == []
     assert short(second, needs, gateway(["m1-b-m", "m2-a-m"]), declared) == []
     assert len(short(second, needs, gateway(["m2-a-m"]), declared)) == 1
+
+
+def known_to(*ids, paused=()):
+    """Return what a gateway says that knows where its deployments are."""
+    places = {one: dict(zip(("host", "instance"), one.split("-")[:2], strict=True)) for one in ids}
+    return {**gateway(ids, paused), "places": places}
+
+
+BOTH = [deployment("m1"), deployment("m2")]
+
+
+def test_what_not_every_gateway_knows_is_told_first_and_goes_on_serving_elsewhere():
+    result = from_results(
+        {"m1": [need()], "m2": [QUIET]}, BOTH, [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"])], Policy()
+    )
+    assert hosts(result) == [{"m2": ["a"]}, {"m1": ["a"]}]
+    first = result["batches"][0]
+    assert (first["missing"], first["added"], first["paused"]) == (["m2-a-m"], [], [])
+    assert result["rows"][1][3:5] == ["resume", "not every gateway knows it yet"]
+
+
+def test_what_not_every_gateway_knows_and_is_changed_is_paused_where_it_serves():
+    told = [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"])]
+    result = from_results({"m1": [need()], "m2": [need()]}, BOTH, told, Policy())
+    assert hosts(result) == [{"m2": ["a"]}, {"m1": ["a"]}]
+    assert (result["batches"][0]["missing"], result["batches"][0]["paused"]) == ([], ["m2-a-m"])
+
+
+def test_a_gateway_that_has_nothing_yet_lacks_nothing():
+    result = from_results({"m1": [need()], "m2": [QUIET]}, BOTH, [gateway(["m1-a-m", "m2-a-m"]), gateway([])], Policy())
+    assert hosts(result) == [{"m1": ["a"]}]
+
+
+def test_what_not_every_gateway_knows_is_no_reserve():
+    """m2 takes no part in this run."""
+    told = [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"])]
+    assert "leaves 0 of 1" in from_results({"m1": [need()]}, BOTH, told, Policy())["problems"][0]
+
+
+def test_what_is_new_on_a_drained_mac_gets_no_requests():
+    needs = {"m1": [need()], "m2": [need("b", "start", (), pid=None, models=[]), need("a", "remove", models=[])]}
+    declared = [deployment("m1"), deployment("m2", "b")]
+    drained = known_to("m1-a-m", "m2-a-m", paused=["m2-a-m"])
+    result = from_results(needs, declared, [drained], Policy())
+    assert "leaves 0 of 1" in result["problems"][0]
+    result = from_results(needs, declared, [known_to("m1-a-m", "m2-a-m")], Policy())
+    assert result["problems"] == [] and [batch["added"] for batch in result["batches"]] == [[], ["m2-b-m"]]
+
+
+def test_a_model_that_is_given_up_for_another_is_kept_back():
+    needs = {"m1": [need("a", "live", ["m"])], "m2": [need("old", "remove")]}
+    declared = [deployment("m1", model="n"), deployment("m3")]
+    result = from_results(needs, declared, [gateway(["m1-a-m", "m2-old-m", "m3-a-m"])], Policy(canary=False))
+    assert [(batch["removed"], batch["given_up"]) for batch in result["batches"]] == [
+        (["m1-a-m"], ["m1-a-m"]),
+        (["m2-old-m"], []),
+    ]
+    now = gateway(["m1-a-m", "m1-a-n", "m2-old-m", "m3-a-m"], paused={"m1-a-m": LEFT})
+    share = Policy(min_capacity="60%")
+    assert shortage(result["batches"][1], needs, declared, [now], share) == []

@@ -10,7 +10,11 @@ GOOD: dict = {}
 FAILED = {"failed": True, "msg": "broken for a test"}
 UNREACHABLE = {"unreachable": True, "msg": "Failed to connect"}
 A, B = "m1-a-x", "m2-a-x"
-DEPLOYMENTS = [{"id": A, "host": "m1"}, {"id": B, "host": "m2"}, {"id": "m1-b-x", "host": "m1"}]
+NEW = "m1-b-x"
+DEPLOYMENTS = [
+    {"id": f"{host}-{instance}-{model}", "host": host, "instance": instance, "model": model}
+    for host, instance, model in (("m1", "a", "x"), ("m2", "a", "x"), ("m1", "b", "x"), ("m1", "a", "y"))
+]
 
 
 def part(**changes):
@@ -19,11 +23,13 @@ def part(**changes):
         "title": "Batch 1 of 1",
         "hosts": {"m1": ["a"], "m2": ["a"]},
         "replaced": {"m1": ["a"], "m2": ["a"]},
-        "busy": {"m1": [{"name": "a"}], "m2": [{"name": "a"}]},
+        "busy": {host: [{"name": "a", "models": [{"identifier": "x"}]}] for host in ("m1", "m2")},
         "out": {"m1": [A], "m2": [B]},
         "paused": [A, B],
         "removed": [],
+        "given_up": [],
         "added": [],
+        "missing": [],
         **changes,
     }
 
@@ -53,7 +59,7 @@ def test_what_answers_gets_requests_again():
 
 
 def test_a_gateway_that_does_not_pause_keeps_the_part_as_it_is():
-    found = told(part(removed=[A], added=["m1-b-x"]), held=[{"gateway": "g1", **UNREACHABLE}], answers=[answers()])
+    found = told(part(removed=[A], added=[NEW]), held=[{"gateway": "g1", **UNREACHABLE}], answers=[answers()])
     assert found["in_the_way"] == ["g1: it cannot be reached any more."]
     assert not found["well"]
     assert (found["gone"], found["new"]) == ([], [])
@@ -103,10 +109,21 @@ def test_a_mac_that_vanished_is_silent_and_is_not_put_back():
 
 
 def test_what_is_new_is_asked_where_the_change_went_well():
-    found = told(part(added=["m1-b-x"]), answers=[answers(of=[A, B, "m1-b-x"])])
-    assert found["new"] == ["m1-b-x"]
-    assert found["resumed"] == [A, B, "m1-b-x"]
-    assert told(part(added=["m1-b-x"]), m1={"run": FAILED})["asked"] == [A, B]
+    found = told(part(added=[NEW]), answers=[answers(of=[A, B, NEW])])
+    assert found["new"] == [NEW]
+    assert found["resumed"] == [A, B, NEW]
+    assert told(part(added=[NEW]), m1={"run": FAILED})["asked"] == [A, B]
+
+
+def test_what_some_gateway_did_not_know_is_asked():
+    found = told(part(paused=[A], out={"m1": [A]}, missing=[B]), answers=[answers()])
+    assert found["asked"] == found["resumed"] == [A, B]
+
+
+def test_what_an_instance_has_given_up_stays_paused_and_is_not_asked():
+    found = told(part(removed=[A], given_up=[A]), answers=[answers()])
+    assert (found["gone"], found["asked"], found["resumed"]) == ([], [B], [B])
+    assert told(part(removed=[A], given_up=[A]), m1={"run": FAILED}, answers=[answers()])["resumed"] == [A, B]
 
 
 def test_one_gateway_that_hears_nothing_is_enough():
@@ -123,7 +140,7 @@ def test_a_gateway_that_cannot_ask_has_no_say_unless_all_are_like_that():
 
 
 def test_what_was_asked_for_another_part_does_not_count():
-    assert told(part(), answers=[answers("m1-b-x", of=["m1-b-x"])])["well"]
+    assert told(part(), answers=[answers(NEW, of=[NEW])])["well"]
 
 
 def test_a_gateway_that_was_not_told_is_named():
@@ -133,14 +150,14 @@ def test_a_gateway_that_was_not_told_is_named():
 
 
 def test_macs_on_which_something_does_not_answer_get_back_what_they_had():
-    batch = part(added=["m1-b-x"])
+    batch = part(added=[NEW])
     found = told(batch, m1={"health": FAILED}, answers=[answers(A)])
     assert found["mute"] == {"m1": "broken for a test"}
     [undone] = to_put_back([part(), batch], DEPLOYMENTS, found, whole=False, worse=False)
     assert undone["hosts"] == undone["replaced"] == {"m1": ["a"]}
     assert undone["paused"] == [A]
     assert undone["busy"] == {}, "what does not answer is not waited for"
-    assert undone["withdrawn"] == ["m1-b-x"]
+    assert undone["removed"] == [], "an instance that is new stays"
 
 
 def test_all_of_it_goes_back_on_request_but_for_what_has_it_already():
@@ -149,12 +166,25 @@ def test_all_of_it_goes_back_on_request_but_for_what_has_it_already():
     undone = to_put_back([first, last], DEPLOYMENTS, found, whole=True, worse=False)
     assert [one["title"] for one in undone] == ["Batch 2 of 2", "Batch 1 of 2"]
     assert [list(one["hosts"]) for one in undone] == [["m1"], ["m1"]]
-    assert undone[0]["busy"] == {"m1": [{"name": "a"}]}
+    assert undone[0]["busy"] == {"m1": [{"name": "a", "models": [{"identifier": "x"}]}]}
 
 
 def test_a_batch_that_does_worse_goes_back_alone():
-    first, last = part(title="Batch 1 of 2"), part(title="Batch 2 of 2", removed=[B])
+    first = part(title="Batch 1 of 2")
+    last = part(title="Batch 2 of 2", replaced={"m1": ["a"]}, removed=[B])
     undone = to_put_back([first, last], DEPLOYMENTS, told(last, answers=[answers()]), whole=False, worse=True)
     assert [one["title"] for one in undone] == ["Batch 2 of 2"]
     assert undone[0]["paused"] == [A], "what was removed stays removed"
     assert to_put_back([first, last], DEPLOYMENTS, told(last), whole=False, worse=False) == []
+
+
+def test_a_model_that_was_exchanged_serves_again_and_the_other_one_goes_after_its_last_request():
+    batch = part(removed=[A], given_up=[A], added=["m1-a-y", NEW])
+    [undone] = to_put_back([batch], DEPLOYMENTS, told(batch), whole=True, worse=False)
+    assert undone["out"] == {"m1": [A, "m1-a-y"], "m2": [B]}
+    assert undone["paused"] == [A, "m1-a-y", B]
+    assert undone["busy"]["m1"] == [{"name": "a", "models": [{"identifier": "x"}, {"identifier": "y"}]}]
+    back = told(undone, answers=[answers()])
+    assert (back["gone"], back["resumed"], back["well"]) == (["m1-a-y"], [A, B], True)
+    stays = told(undone, m1={"run": FAILED}, answers=[answers(of=[A, "m1-a-y", B])])
+    assert (stays["gone"], stays["resumed"]) == ([], [A, "m1-a-y", B]), "it goes on with what it was changed to"

@@ -8,9 +8,13 @@ import json
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import yaml
+from ansible_collections.lmfleet.mac.plugins.modules import litellm_deployments
 
+ROLE = Path(__file__).resolve().parents[3] / "roles" / "gateway_deployments"
 ANSWERS = {"/health/readiness": {"db": "connected"}, "/v1/model/info": {"data": []}}
 
 
@@ -40,6 +44,18 @@ def server():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def test_a_deployment_is_declared_as_the_module_takes_it():
+    options = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    declared = {
+        name: {key: value for key, value in option.items() if key != "description"}
+        for name, option in options["gateway_deployments_list"]["options"].items()
+    }
+    assert declared == {
+        name: {key: value for key, value in option.items() if value is not False}
+        for name, option in litellm_deployments.DEPLOYMENT.items()
+    }
 
 
 def test_gateways_with_a_database_are_asked_one_after_the_other(controller, tmp_path, server):
