@@ -5,18 +5,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PWD/.venv/bin:$PATH
 
+outputs=$(mktemp -d)
 failed=0
+titles=() checks=()
+trap 'kill "${checks[@]}" 2>/dev/null || true; rm -rf "$outputs"' EXIT
 
-check() { # TITLE COMMAND...
-  local title=$1 started=$SECONDS output
+check() { # TITLE COMMAND...: begin it, beside the others
+  local title=$1
   shift
-  printf 'lint: %s ... ' "$title"
-  if output=$("$@" 2>&1); then
-    printf 'ok, %s s\n' "$((SECONDS - started))"
-  else
-    printf 'FAILED, %s s\n%s\n' "$((SECONDS - started))" "$output"
-    failed=1
-  fi
+  "$@" >"$outputs/${#titles[@]}" 2>&1 &
+  checks+=($!) titles+=("$title")
 }
 
 check 'Python (ruff)' ruff check --quiet .
@@ -25,4 +23,14 @@ check 'Ansible content (ansible-lint, profile production)' ansible-lint --nocolo
 check 'collection documentation (antsibull-docs)' \
   antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
 check 'changelog (antsibull-changelog)' antsibull-changelog lint
+
+for number in "${!titles[@]}"; do
+  printf 'lint: %s ... ' "${titles[number]}"
+  if wait "${checks[number]}"; then
+    printf 'ok\n'
+  else
+    printf 'FAILED\n%s\n' "$(cat "$outputs/$number")"
+    failed=1
+  fi
+done
 exit $failed

@@ -286,9 +286,6 @@ def test_a_gateway_that_is_gone_does_not_stop_the_others(served, tmp_path):
     assert run.code == 4, run.output
     assert run.changed == {"mac-1": 0, "mac-2": 0, "gone": 0}
     run.said("NOT REACHED: the gateway on gone", f"Clients: http://{NETWORK}.11:4000/v1 (gateway on mac-1)")
-    needed = two.play("-e", "ansible_ssh_timeout=5", "-e", "lmfleet_all_gateways=true")
-    assert needed.code != 0
-    assert "Clients:" not in needed.output
 
 
 def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):

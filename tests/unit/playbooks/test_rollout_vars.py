@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,23 +41,32 @@ KNOWN = {
 
 
 @pytest.fixture
-def evaluate(controller, inventory, tmp_path):
-    """Return a function that evaluates a variable; of each Mac, `runs` is what came of its change."""
+def evaluate_each(controller, inventory, tmp_path):
+    """Return a function that evaluates a variable for each case; of each Mac, `runs` is what came of its change."""
 
-    def evaluate(name, runs=(), **variables):
+    def evaluate_each(name, cases, runs=(), **variables):
         (tmp_path / "variables.json").write_text(json.dumps({**KNOWN, **variables}))
         hosts = inventory["all"]["children"]["macs"]["hosts"]
         for name_of, host in hosts.items():
             host.update(ansible_connection="local", ansible_python_interpreter=sys.executable)
             host["__lmstudio_instances_run"] = dict(runs).get(name_of, {})
-        tasks = [{"ansible.builtin.debug": {"msg": f"<<{{{{ {name} | to_json }}}}>>"}, "run_once": True}]
-        play = {"hosts": "macs", "gather_facts": False, "tasks": tasks}
+        show = {"ansible.builtin.debug": {"msg": f"<<{{{{ {name} | to_json }}}}>>"}, "run_once": True}
+        play = {"hosts": "macs", "gather_facts": False, "tasks": [{**show, "vars": case} for case in cases]}
         play["vars_files"] = [str(tmp_path / "variables.json"), str(VARIABLES)]
         (tmp_path / "evaluate.yml").write_text(json.dumps([play]))
         run = controller(inventory, tmp_path / "evaluate.yml")
         output = run.communicate(timeout=60)[0]
         assert run.returncode == 0, output
-        return json.loads(json.loads('"' + output.partition("<<")[2].rpartition(">>")[0] + '"'))
+        return [json.loads(json.loads(f'"{text}"')) for text in re.findall("<<(.*)>>", output)]
+
+    return evaluate_each
+
+
+@pytest.fixture
+def evaluate(evaluate_each):
+    def evaluate(name, runs=(), **variables):
+        [value] = evaluate_each(name, [{}], runs, **variables)
+        return value
 
     return evaluate
 
@@ -85,19 +95,18 @@ def test_what_the_guard_alone_has_paused_is_not_out(evaluate):
     assert evaluate("__rollout_paused_now", __rollout_now=now) == [B]
 
 
-@pytest.mark.parametrize(
-    ("baked", "worse", "stopped"),
-    [
-        ({"gateway": "mac-1", **FAILED, "worse": "slow"}, True, True),
-        ({"gateway": "mac-1", **FAILED}, False, True),
-        ({"gateway": "mac-1", **UNREACHABLE}, False, True),
-        ({"gateway": "mac-1"}, False, False),
-    ],
-)
-def test_only_a_mac_that_does_worse_goes_back(evaluate, baked, worse, stopped):
-    verdict = "[__rollout_worse, __rollout_stopped]"
+def test_only_a_mac_that_does_worse_goes_back(evaluate_each):
+    """Whether it does worse, and whether the run stops."""
+    cases = {
+        "worse": ({**FAILED, "worse": "slow"}, [True, True]),
+        "not compared": (FAILED, [False, True]),
+        "gone": (UNREACHABLE, [False, True]),
+        "as good": ({}, [False, False]),
+    }
     well = {"results": [{"gateway": "mac-1", "deployments": [{"id": one, "healthy": True} for one in (A, B)]}]}
-    assert evaluate(verdict, __rollout_baked={"results": [baked]}, __rollout_answers=well) == [worse, stopped]
+    baked = [{"__rollout_baked": {"results": [{"gateway": "mac-1", **came}]}} for came, _verdict in cases.values()]
+    found = evaluate_each("[__rollout_worse, __rollout_stopped]", baked, __rollout_answers=well)
+    assert dict(zip(cases, found, strict=True)) == {name: verdict for name, (_came, verdict) in cases.items()}
 
 
 def test_the_gateways_are_not_told_of_a_mac_that_did_not_go_back(evaluate):
@@ -112,28 +121,25 @@ THREE["deployments"][-1].update(instance="chat-a", model_group="m")
 FIRST = {**PART, "paused": [A]}
 
 
-@pytest.mark.parametrize(
-    ("groups", "facts", "bare"),
-    [
-        ([[A, B, C]], {}, []),
-        ([[A, B, C]], {"__rollout_down": [C]}, ["m"]),
-        ([[A, B]], {}, ["m"]),
-        ([[A, B, C], [A, B]], {}, ["m"]),
-        ([[A, B, C], []], {}, []),
-        ([[A, B, C]], {"__rollout_elsewhere": {"deployments": [{"id": C, "healthy": False}]}}, ["m"]),
-        ([[A, B, C]], {"__rollout_down": [A, C]}, []),
-        ([[A, B, C]], {"__rollout_down": [C], "undone": {**FIRST, "removed": [A]}}, []),
-    ],
-    ids=["served", "down", "not registered", "not at one gateway", "a new gateway", "silent", "down itself", "brought"],
-)
-def test_what_goes_back_must_not_be_the_last_that_serves(evaluate, groups, facts, bare):
-    """B is paused."""
-    now = {
-        "results": [{"gateway": f"g{number}", "groups": dict.fromkeys(ids, "m")} for number, ids in enumerate(groups)]
+def test_what_goes_back_must_not_be_the_last_that_serves(evaluate_each):
+    """A goes back, and B is paused."""
+    cases = {
+        "served": ([[A, B, C]], {}, []),
+        "down": ([[A, B, C]], {"__rollout_down": [B, C]}, ["m"]),
+        "not registered": ([[A, B]], {}, ["m"]),
+        "not at one gateway": ([[A, B, C], [A, B]], {}, ["m"]),
+        "a new gateway": ([[A, B, C], []], {}, []),
+        "silent": ([[A, B, C]], {"__rollout_elsewhere": {"deployments": [{"id": C, "healthy": False}]}}, ["m"]),
+        "down itself": ([[A, B, C]], {"__rollout_down": [A, B, C]}, []),
+        "brought by the run": ([[A, B, C]], {"__rollout_down": [B, C], "undone": {**FIRST, "removed": [A]}}, []),
     }
-    given = {"undone": FIRST, "__rollout_elsewhere": {"deployments": []}, "__rollout_down": [], **facts}
-    given["__rollout_down"] = [B, *given["__rollout_down"]]
-    assert evaluate("__rollout_bare", fleet=THREE, __rollout_now=now, **given) == bare
+    given = []
+    for groups, facts, _bare in cases.values():
+        told = [{"gateway": f"g{number}", "groups": dict.fromkeys(ids, "m")} for number, ids in enumerate(groups)]
+        usual = {"undone": FIRST, "__rollout_elsewhere": {"deployments": []}, "__rollout_down": [B]}
+        given.append({"__rollout_now": {"results": told}, **usual, **facts})
+    found = evaluate_each("__rollout_bare", given, fleet=THREE)
+    assert dict(zip(cases, found, strict=True)) == {name: bare for name, (_groups, _facts, bare) in cases.items()}
 
 
 def test_what_was_put_back_serves_again_and_what_is_silent_does_not(evaluate):
