@@ -9,6 +9,7 @@ outputs=$(mktemp -d)
 failed=0
 titles=() checks=()
 trap 'kill "${checks[@]}" 2>/dev/null || true; rm -rf "$outputs"' EXIT
+trap 'exit 1' INT TERM
 
 check() { # TITLE COMMAND...: begin it, beside the others
   local title=$1
