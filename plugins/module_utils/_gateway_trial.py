@@ -10,7 +10,10 @@ gateway serves may be refused.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +30,10 @@ POLL = 0.2
 ANSWER_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
 WRONG_KEY = "sk-wrong"
+#: The folder of a trial, and in it what the release says, and the number of its process group.
+FOLDER = ".trial-"
+OUTPUT = "output"
+GROUP = "group"
 
 
 class TrialError(Exception):
@@ -39,12 +46,14 @@ def trial(release: str, root: str, key: str, timeout: float, database: bool = Fa
     `key` is its master key; `timeout` is the seconds it may take until it serves. With a `database` LiteLLM drops the
     deployment that needs no backend, so it is only asked for its models.
     """
-    with tempfile.TemporaryDirectory(prefix=".trial-", dir=root) as folder, socket.socket() as listener:
+    with tempfile.TemporaryDirectory(prefix=FOLDER, dir=root) as folder, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(16)
         registry = Registry(os.path.join(root, "registry"))
         _copy_registry(registry, folder)
-        with open(os.path.join(folder, "output"), "w+b") as output:
+        with open(os.path.join(folder, OUTPUT), "w+b") as output:
+            # Whatever the release starts holds it, too: `end_leftovers` tells by it what is a trial.
+            fcntl.flock(output, fcntl.LOCK_EX)
             process = _start(release, folder, listener, output)
             try:
                 _wait(process, folder, timeout, served(registry))
@@ -53,6 +62,28 @@ def trial(release: str, root: str, key: str, timeout: float, database: bool = Fa
                 raise TrialError(f"{error}. It said: {_last_words(output)}") from None
             finally:
                 _end(process)
+
+
+def end_leftovers(root: str) -> None:
+    """End the trials of runs that were killed, and remove their folders. Whoever calls it holds the lock of `root`."""
+    for folder in glob.glob(os.path.join(glob.escape(root), FOLDER + "*")):
+        group = read_json(os.path.join(folder, GROUP))
+        deadline = time.monotonic() + STOP_TIMEOUT
+        with open(os.path.join(folder, OUTPUT), "ab") as output:
+            # Once nobody holds it, the number of the group may belong to somebody else.
+            while _is_held(output) and isinstance(group, int) and time.monotonic() < deadline:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(group, signal.SIGKILL)
+                time.sleep(POLL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_held(output) -> bool:
+    try:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def served(registry: Registry) -> frozenset:
@@ -92,8 +123,10 @@ def _start(release: str, folder: str, listener: socket.socket, output) -> subpro
         LMFLEET_WORKERS="1",
         LMFLEET_DRAIN_TIMEOUT="1",
     )
+    # It tells its group itself, since the run may be killed as soon as it is there.
+    program = ["/bin/sh", "-c", f'echo $$ >"$LMFLEET_REGISTRY/{GROUP}" && exec "$0"']
     return subprocess.Popen(
-        [os.path.join(release, "run-gateway")],
+        [*program, os.path.join(release, "run-gateway")],
         cwd=release,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -241,7 +241,7 @@ fingerprint:
 actions:
   description:
     - What was done, out of C(tools), C(venv), C(database), C(switch), C(remove) and the names of files. C(switch) means
-      another release.
+      another release. C(remove), of what is not used any more, is by itself no change.
   returned: success
   type: list
   elements: str
@@ -274,7 +274,7 @@ from ..module_utils._files import (
     read_bytes,
     read_json,
 )
-from ..module_utils._gateway_trial import TrialError, trial
+from ..module_utils._gateway_trial import TrialError, end_leftovers, trial
 
 #: Name of each file of a release to the mode it has.
 RELEASE = {
@@ -881,12 +881,14 @@ def converge(module: AnsibleModule, gateway: Gateway) -> dict:
     }
     if "gateway_runner.py" in actions and gateway.status():
         module.warn("The gateway's runner is another one, so its job restarts: requests of that moment fail.")
+    # What a former run had to leave to its last requests is removed when they have ended: no change of this one.
+    changed = bool(actions)
     if not module.check_mode:
         carry_out(gateway, texts, actions)
         actions += ["remove"] * bool(gateway.tidy())
     status, name = gateway.status(), gateway.current()
     unconfirmed = not module.check_mode and not (status and status.serving == name)
-    return {"changed": bool(actions), "release": name, "unconfirmed": unconfirmed, **result}
+    return {"changed": changed, "release": name, "unconfirmed": unconfirmed, **result}
 
 
 def main() -> None:
@@ -941,6 +943,7 @@ def main() -> None:
             make_directory(gateway.path("logs"))
             make_directory(gateway.path("releases"), 0o700)
             with exclusive(gateway.root, "litellm_gateway", LOCK_TIMEOUT):
+                end_leftovers(gateway.root)
                 result = converge(module, gateway)
     except (GatewayError, LockTimeoutError) as error:
         module.fail_json(msg=str(error))

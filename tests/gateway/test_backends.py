@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
 def gateway(start):
     # With the default cooldown a backend that failed in one test would be out of the next ones.
     limits = {"litellm_connect_timeout": 1, "litellm_stream_timeout": 2}
-    return start(litellm_workers=2, litellm_router_settings={"cooldown_time": 1}, **limits)
+    settings = {"cooldown_time": 1, "model_group_alias": {"talk": "chat"}}
+    return start(litellm_workers=2, litellm_router_settings=settings, **limits)
 
 
 @pytest.fixture
@@ -52,6 +53,19 @@ def refusal(gateway, stream=False, model="chat"):
             return error.code, error.headers["retry-after"], json.loads(error.read())["error"]["message"]
 
 
+def complete(gateway, stream):
+    """Ask /v1/completions; return (status, retry-after, text)."""
+    try:
+        with gateway.open("/v1/completions", {"model": "chat", "stream": stream, "prompt": "x"}) as reply:
+            lines = reply.read().decode().splitlines()
+            events = [line.removeprefix("data: ") for line in lines if "{" in line]
+            choices = [choice for event in events for choice in json.loads(event)["choices"]]
+            return reply.status, None, "".join(choice.get("text") or "" for choice in choices)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["retry-after"], ""
+
+
 def in_flight(gateway):
     counts = Counter()
     for report in gateway.reports():
@@ -70,6 +84,26 @@ def test_a_backend_that_breaks_costs_nobody_a_request(two, backends, fault):
     traffic.assert_none_failed(least=5)
 
 
+@pytest.mark.parametrize("fault", [True, "html", "reset"])
+def test_text_completions_go_elsewhere_as_chats_do(two, backends, fault):
+    backends[0].failing = fault
+    answers = [complete(two, stream) for stream in (True, False) for _request in range(10)]
+    assert {answer[0] for answer in answers} == {200}, answers
+    assert all(text for __, __, text in answers), answers
+    assert backends[0].asked > 0
+    backends[1].failing = fault
+    answers = [complete(two, stream) for stream in (True, False) for _request in range(3)]
+    assert {answer[0] for answer in answers} <= {429, 503}, answers
+    assert all(int(retry_after) >= 1 for __, retry_after, __ in answers), answers
+
+
+def test_a_text_that_is_empty_is_an_answer(two, backends):
+    for backend in backends:
+        backend.word = ""
+    assert [complete(two, True) for _request in range(6)] == [(200, None, "")] * 6
+    assert backends[0].asked + backends[1].asked == 6
+
+
 def test_a_mac_that_takes_no_connection_is_given_up_early(two, backends):
     """As one that is off: nothing comes back. An answer has 600 seconds."""
     with socket.socket() as silent, socket.socket() as first:
@@ -80,7 +114,8 @@ def test_a_mac_that_takes_no_connection_is_given_up_early(two, backends):
         two.declare([backends[0].deployment(), backends[1].deployment(api_base=api_base)])
         began = time.monotonic()
         assert {two.ask()[1] for _number in range(6)} == {"mac-a"}
-        assert time.monotonic() - began < 20
+        assert {complete(two, True)[0] for _number in range(6)} == {200}
+        assert time.monotonic() - began < 40
 
 
 @pytest.fixture
@@ -109,6 +144,18 @@ def test_one_of_two_killed_in_the_middle_of_300_requests(two, backends, mortal):
     assert 40 < counts["mac-victim"] < 100
     mortal("victim", victim.server_port)
     until(lambda: two.ask()[1] == "mac-victim", "the backend is back in rotation")
+
+
+def test_a_mac_that_takes_many_deployments_with_it_costs_nobody_a_request(two, backends, mortal):
+    victim = mortal("victim")
+    gone = [victim.deployment(id=f"mac-victim-{number}", host="mac-victim") for number in range(4)]
+    two.declare([*gone, backends[0].deployment(host="mac-a")])
+    killer = threading.Thread(target=lambda: (until(lambda: victim.asked > 50, "50 requests"), victim.kill()))
+    killer.start()
+    counts = two.ask_many(300)
+    killer.join()
+    assert sum(counts.values()) == 300
+    assert counts["mac-a"] > 150
 
 
 def test_what_was_seen_to_answer_is_asked_at_once(two, backends, mortal):
@@ -244,6 +291,12 @@ def test_a_prompt_that_is_too_long_goes_to_the_group_for_that(two, backends):
     with refused.value as error:
         assert error.code == 400
         assert "context" in error.read().decode().lower()
+    # A window that was taken away is none any more, whether another group has one or not.
+    for window in (20, None):
+        two.declare([backends[0].deployment(), {**large, "max_input_tokens": window}])
+        for _request in range(4):
+            with two.open("/v1/chat/completions", payload) as reply:
+                assert reply.headers["x-litellm-model-id"] == "mac-a"
 
 
 @pytest.mark.parametrize("routing", ["round_robin", "shuffle"])
@@ -255,6 +308,11 @@ def test_a_long_prompt_goes_to_one_of_its_group_that_takes_it(two, backends, rou
         with two.open("/v1/chat/completions", payload) as reply:
             assert reply.headers["x-litellm-model-id"] == "mac-b"
     assert {two.ask()[1] for _request in range(20)} == {"mac-a", "mac-b"}
+    two.declare([backends[1].deployment(), small])
+    for _request in range(6):
+        with two.open("/v1/chat/completions", payload) as reply:
+            assert reply.headers["x-litellm-model-id"] == "mac-b"
+    two.declare([small, large])
     payload["messages"][0]["content"] = "word " * 2000
     with pytest.raises(urllib.error.HTTPError) as refused, two.open("/v1/chat/completions", payload):
         pass
@@ -264,13 +322,25 @@ def test_a_long_prompt_goes_to_one_of_its_group_that_takes_it(two, backends, rou
 
 
 def test_embeddings_and_chats_do_not_mix(two, backends):
-    two.declare([backends[0].deployment(), backends[1].deployment(model_group="embed", mode="embedding")])
-    status, __, message = refusal(two, model="embed")
-    assert (status, "ask /v1/embeddings" in message) == (400, True)
-    with pytest.raises(urllib.error.HTTPError) as refused, two.open("/v1/embeddings", {"model": "chat", "input": "x"}):
-        pass
-    with refused.value as error:
-        assert error.code == 400
+    chat = backends[0].deployment(model="llama")
+    two.declare([chat, backends[1].deployment(model_group="embed", model="nomic", mode="embedding")])
+    for model in ("embed", "openai/nomic"):
+        status, __, message = refusal(two, model=model)
+        assert (status, "ask /v1/embeddings" in message) == (400, True)
+    # Also by an alias, and by what LiteLLM asks the backend for.
+    for model in ("chat", "mac-a", "talk", "openai/llama"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            two.open("/v1/embeddings", {"model": model, "input": "x"})
+        with refused.value as error:
+            assert error.code == 400
     assert (backends[0].asked, backends[1].asked) == (0, 0)
-    with two.open("/v1/embeddings", {"model": "embed", "input": "x"}) as reply:
-        assert json.load(reply)["data"][0]["embedding"] == [0.5, 0.25]
+    for model in ("embed", "openai/nomic"):
+        with two.open("/v1/embeddings", {"model": model, "input": "x"}) as reply:
+            assert json.load(reply)["data"][0]["embedding"] == [0.5, 0.25]
+    for model in ("talk", "openai/llama"):
+        assert two.ask(model)[0] == 200
+    backends[0].failing = True
+    for model in ("talk", "openai/llama"):
+        status, retry_after, __ = refusal(two, model=model)
+        assert status in (429, 503)
+        assert int(retry_after) >= 1

@@ -35,7 +35,8 @@ def test_a_lower_order_goes_first_and_the_next_takes_over(gateway, backends):
 
 
 def test_shuffle_uses_all(gateway, backends):
-    gateway.declare([backend.deployment(model_group="shuffled") for backend in backends], routing="shuffle")
+    first, *others = [backend.deployment(model_group="shuffled") for backend in backends]
+    gateway.declare([{**first, "weight": 2}, *others], routing="shuffle")
     assert len(gateway.ask_many(60, model="shuffled")) == 4
     gateway.declare(routing="round_robin")
 

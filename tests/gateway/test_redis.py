@@ -152,6 +152,26 @@ def test_a_redis_that_is_down_costs_no_request(gateway, backends, redis):
     traffic.assert_none_failed()
 
 
+def test_a_redis_that_is_down_holds_up_no_end_of_a_pause(gateway, backends, redis):
+    failing, steady = backends[:2], backends[2]
+    names = [f"again-{backend.name}" for backend in failing]
+    declared = [backend.deployment(model_group="again", id=name) for backend, name in zip(failing, names, strict=True)]
+    gateway.declare([*declared, steady.deployment(model_group="again", id="again-steady")])
+    for backend in failing:
+        backend.failing = True
+    gateway.ask_many(24, model="again")
+    for backend in failing:
+        backend.calm()
+    assert gateway.ask_many(12, model="again") == {"again-steady": 12}
+    redis.stop()
+    gateway.pause("rollout", *names)
+    gateway.pause("rollout")
+    # LiteLLM gives a Redis that is down some seconds with each request.
+    counts = gateway.ask_many(12, model="again")
+    redis.start()
+    assert set(counts) == {*names, "again-steady"}
+
+
 def test_its_password_is_not_to_be_seen(gateway, installation):
     processes = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert PASSWORD not in processes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The real nginx with the template of role gateway_tls: streams are not held back, reloads cut nothing off."""
+"""The real nginx with the template of role gateway_tls: nothing is held back, reloads cut nothing off."""
 
 from __future__ import annotations
 
@@ -24,13 +24,19 @@ CHUNKS, PAUSE = 5, 0.3
 
 
 class Backend(BaseHTTPRequestHandler):
-    """Streams a few chunks with a pause between them; notes how each answer ended."""
+    """Streams a few chunks with a pause between them; notes that a prompt begins, and how each answer ended."""
 
     protocol_version = "HTTP/1.1"
+    begun: ClassVar[threading.Event] = threading.Event()
     ends: ClassVar[list[str]] = []
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.rfile.read(1)
+        self.begun.set()
+        self.rfile.read(int(self.headers["Content-Length"]) - 1)
+        if self.path == "/nothing":
+            self.close_connection = True
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -146,6 +152,39 @@ def test_a_stream_comes_as_it_is_made(front):
 def test_with_buffers_it_would_come_at_once(front):
     """So the test above can fail."""
     assert spread(front(proxy_buffering="on")) < PAUSE
+
+
+def is_passed_on_early(front) -> bool:
+    """Tell whether the backend has the beginning of a prompt before its client has sent all of it."""
+    Backend.begun.clear()
+    connection, half = front.connect(), b"x" * 100_000
+    connection.putrequest("POST", "/v1/chat/completions")
+    connection.putheader("Content-Length", str(2 * len(half)))
+    connection.endheaders(half)
+    early = Backend.begun.wait(2)
+    connection.send(half)
+    connection.getresponse().read()
+    connection.close()
+    return early
+
+
+def test_a_prompt_goes_on_as_it_comes(front):
+    assert is_passed_on_early(front())
+
+
+def test_with_buffers_it_would_wait_for_its_end(front):
+    """So the test above can fail."""
+    assert not is_passed_on_early(front(proxy_request_buffering="on"))
+
+
+def test_the_log_gets_no_line_for_a_request(front):
+    served = front()
+    for path, status in (("/v1/chat/completions", 200), ("/nothing", 502)):
+        connection = served.connect()
+        connection.request("POST", path, b"x" * 200_000)
+        assert connection.getresponse().status == status
+        connection.close()
+    assert (served.folder / "nginx.log").read_text() == ""
 
 
 def test_a_client_that_goes_ends_its_request(front):

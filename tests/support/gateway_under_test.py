@@ -75,8 +75,14 @@ class Backend(BaseHTTPRequestHandler):
         else:
             time.sleep(self.server.answer_seconds)
             message = {"role": "assistant", "content": self.server.name}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            self.answer(200, self.completion("chat.completion", asked["model"], choice))
+            said = {"message": message} if self.chats else {"text": self.server.name}
+            choice = {"index": 0, **said, "finish_reason": "stop"}
+            kind = "chat.completion" if self.chats else "text_completion"
+            self.answer(200, self.completion(kind, asked["model"], choice))
+
+    @property
+    def chats(self):
+        return self.path.endswith("/chat/completions")
 
     def stream(self, model):
         self.send_response(200)
@@ -87,8 +93,10 @@ class Backend(BaseHTTPRequestHandler):
             if number == 2 and self.server.failing == "dies":
                 self.reset()
                 return
-            choice = {"index": 0, "delta": {"content": f"{number} "}, "finish_reason": None}
-            chunk = self.completion("chat.completion.chunk", model, choice)
+            word = self.server.word.format(number)
+            choice = {"index": 0, **({"delta": {"content": word}} if self.chats else {"text": word})}
+            kind = "chat.completion.chunk" if self.chats else "text_completion"
+            chunk = self.completion(kind, model, {**choice, "finish_reason": None})
             self.server.sent.append(time.monotonic())
             self.event(json.dumps(chunk))
             time.sleep(self.server.chunk_seconds)
@@ -137,6 +145,7 @@ class BackendServer(ThreadingHTTPServer):
         """Behave, and forget what was asked."""
         self.asked, self.sent = 0, []
         self.failing, self.chunk_seconds, self.answer_seconds, self.holding = False, 0.2, 0, False
+        self.word = "{} "
 
     def run(self):
         """Answer from now on, in a thread."""

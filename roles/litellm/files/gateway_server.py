@@ -10,6 +10,7 @@ What LiteLLM's own command cannot do, and what a change without a failed request
   asked on it for a while (LMFLEET_DRAIN_TIMEOUT seconds at most);
 - let several keys in while the master key is being changed: the file that LMFLEET_KEYS names has them;
 - refuse any other key, and none, with 401 also without a database;
+- tell with each 429 and 503 when to come back, also where LiteLLM does not (/v1/completions, and streams);
 - give up early on a backend that does not take a connection (LMFLEET_CONNECT_TIMEOUT seconds), however long an answer
   may take;
 - stream for long without a crash of the interpreter.
@@ -21,6 +22,7 @@ import asyncio
 import functools
 import hmac
 import json
+import math
 import os
 import select
 import sys
@@ -123,8 +125,13 @@ class Front:
             await refusal.refuse()
 
     async def _send(self, send, message):
-        if self.last_call and message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            if self.last_call:
+                headers.append((b"connection", b"close"))
+            if message["status"] in (429, 503) and all(name.lower() != b"retry-after" for name, _value in headers):
+                headers.append((b"retry-after", b"%d" % rest_seconds()))
+            message = {**message, "headers": headers}
         await send(message)
 
 
@@ -172,6 +179,12 @@ class LastCall:
             return True
         idle_since = self._idle_since.setdefault(connection, now)
         return now - idle_since < LAST_CALL_SECONDS
+
+
+def rest_seconds() -> int:
+    """Return for how long LiteLLM leaves a backend alone that fails."""
+    router = getattr(sys.modules.get("litellm.proxy.proxy_server"), "llm_router", None)
+    return max(1, math.ceil(getattr(router, "cooldown_time", None) or 1))
 
 
 def is_somebody_waiting(server: uvicorn.Server) -> bool:

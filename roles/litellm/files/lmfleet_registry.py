@@ -31,11 +31,17 @@ import time
 from collections import Counter
 from contextvars import ContextVar
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastapi import HTTPException
+from litellm import register_model
 from litellm._logging import verbose_proxy_logger
 from litellm.exceptions import RateLimitError
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
+from litellm.llms.openai.common_utils import OpenAIError
+from litellm.llms.openai.completion.handler import OpenAITextCompletion
+from litellm.main import openai_chat_completions
 from litellm.types.router import Deployment, RouterRateLimitError
 from litellm.utils import get_order_filtered_deployments
 
@@ -265,14 +271,32 @@ class Facts:
             windows_of.setdefault(deployments[name]["model_name"], set()).add(self.windows.get(name))
         # The groups in which a prompt may be too long for one and not for another.
         self.uneven = {group for group, windows in windows_of.items() if len(windows) > 1}
+        # What backends are asked for, by whether a deployment of it has a window, or has none.
+        self.windowed = {_model(deployments[name]) for name in self.windows}
+        self.windowless = {_model(deployment) for name, deployment in deployments.items() if name not in self.windows}
+        self.places = {name: _place(deployment) for name, deployment in deployments.items()}
         self.modes = {}
         for name, deployment in deployments.items():
             mode = deployment["model_info"].get("mode") or "chat"
             self.modes[name] = self.modes[deployment["model_name"]] = mode
+        # LiteLLM takes also the name that a backend is asked for, unless it is that of a group.
+        self.modes = {**{_model(deployments[name]): self.modes[name] for name in deployments}, **self.modes}
 
 
 def _id(deployment: dict) -> str:
     return deployment["model_info"]["id"]
+
+
+def _model(deployment: dict) -> str:
+    return deployment["litellm_params"]["model"]
+
+
+def _place(deployment: dict) -> str:
+    """Return what a deployment has in common with those that are gone when it is gone: its Mac, or else its address."""
+    place = deployment["model_info"].get("host")
+    with contextlib.suppress(ValueError):
+        place = place or urlsplit(str(deployment["litellm_params"].get("api_base"))).hostname
+    return str(place or _id(deployment))
 
 
 def _weight(deployment: dict) -> float:
@@ -307,9 +331,8 @@ def stored(models: list[dict]) -> dict[str, dict]:
     }
 
 
-def untried(ids: list[str], request_kwargs: dict | None) -> list[str]:
+def untried(ids: list[str], tried: list[str]) -> list[str]:
     """Return the deployments this request has not failed on; else all but the last one it failed on; else all."""
-    tried = _tried(request_kwargs)
     if not tried:
         return ids
     return [name for name in ids if name not in tried] or [name for name in ids if name != tried[-1]] or ids
@@ -323,13 +346,46 @@ def is_stranger(status: int | None) -> bool:
 def is_page(response) -> bool:
     """Tell whether a backend has answered with HTML where a stream was asked for."""
     headers = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
-    return str(headers.get("llm_provider-content-type", "")).lower().startswith("text/html")
+    return is_html(headers.get("llm_provider-content-type"))
 
 
-def _tried(request_kwargs: dict | None) -> list[str]:
+def is_html(content_type: str | None) -> bool:
+    return str(content_type).lower().startswith("text/html")
+
+
+async def ask_for_text(
+    _handler, *, logging_obj, api_key, api_base, data, model, timeout, client=None, organization=None, **_others
+):
+    """Ask for a stream of /v1/completions now, in place of LiteLLM, which asks when the client reads it.
+
+    So LiteLLM learns of a backend that fails while it can ask another one, as it does with chats.
+    """
+    client = openai_chat_completions._get_openai_client(
+        is_async=True,
+        api_key=api_key,
+        api_base=api_base,
+        timeout=timeout,
+        max_retries=0,
+        organization=organization,
+        client=client,
+    )
+    answer = await client.completions.with_raw_response.create(**data, timeout=timeout)
+    if is_html(answer.headers.get("content-type")):
+        await answer.http_response.aclose()
+        raise OpenAIError(503, "The backend answered with a page instead of a stream.")
+    return CustomStreamWrapper(
+        completion_stream=answer.parse(),
+        model=model,
+        custom_llm_provider="text-completion-openai",
+        logging_obj=logging_obj,
+        stream_options=data.get("stream_options"),
+    )
+
+
+def _tried(request_kwargs: dict) -> list[str]:
     # LiteLLM leaves one record for each failed attempt in the request's metadata.
     for name in ("litellm_metadata", "metadata"):
-        metadata = (request_kwargs or {}).get(name)
+        metadata = request_kwargs.get(name)
         if isinstance(metadata, dict) and metadata.get("previous_models"):
             records = metadata["previous_models"]
             return [
@@ -497,6 +553,11 @@ class Registry(CustomLogger):
         # The router's models at the last look. Kept, so that no new one can have the identity of an old one.
         self._models: list[dict] = []
         self._own_fallbacks: dict[str, list] | None = None
+        self._own_checks: bool | None = None
+        # What backends are asked for of which LiteLLM was told a window since it began.
+        self._windowed: set[str] = set()
+        # Kept, for the event loop itself holds tasks only weakly.
+        self._forgetting: set[asyncio.Future] = set()
         self._generation: int | None = None
         self._started_at = time.time()
         self._failure: str | None = None
@@ -511,12 +572,12 @@ class Registry(CustomLogger):
                 self._folder / "deployments.json", parse_deployments, self._copies / "deployments.json"
             )
             self._pause_files: dict[str, WatchedFile] = {}
-            # Kept in an attribute: the event loop itself holds tasks only weakly.
+            OpenAITextCompletion.async_streaming = ask_for_text
             self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
         """Refuse what a model cannot do, and follow the others to their end (LiteLLM's hook)."""
-        mode = self.facts.modes.get(data.get("model"))
+        mode = self._mode(data.get("model"))
         if mode == "embedding" and call_type in CHAT_CALLS:
             raise HTTPException(400, f"{data['model']} is an embedding model: ask /v1/embeddings for it.")
         if mode == "chat" and call_type in EMBEDDING_CALLS:
@@ -526,6 +587,13 @@ class Registry(CustomLogger):
         _attempt.set(attempt)
         # The task ends when the answer is sent, also one that is streamed, or when the client has gone.
         asyncio.current_task().add_done_callback(lambda _task: self._over(attempt))
+
+    def _mode(self, model) -> str | None:
+        """Return what a model is for that a client asks for, in one of LiteLLM's ways; None for one of others."""
+        if not isinstance(model, str):
+            return None
+        target = (getattr(self._router(), "model_group_alias", None) or {}).get(model, model)
+        return self.facts.modes.get(target["model"] if isinstance(target, dict) else target)
 
     def _over(self, attempt: Attempt) -> None:
         self.outcomes.note(attempt.deployment, ended=1)
@@ -541,13 +609,16 @@ class Registry(CustomLogger):
         status = getattr(original_exception, "status_code", 429 if nobody else None)
         attempt = _attempt.get()
         stranger = attempt is not None and attempt.stranger
-        if request_data.get("model") not in self.facts.modes or (status not in BACKEND_FAULTS and not stranger):
+        ours = self._mode(request_data.get("model")) is not None
+        if not ours or (status not in BACKEND_FAULTS and not stranger):
             return None
         self.outcomes.failed_requests += 1
         self._failed(attempt)  # in the middle of a stream nobody has said so yet
         wait = getattr(original_exception, "cooldown_time", None) or getattr(self._router(), "cooldown_time", None)
         headers = {"Retry-After": str(max(1, math.ceil(wait or 1)))}
-        return HTTPException(429 if status == 429 else 503, str(original_exception), headers)
+        # /v1/completions and streams look only at the exception itself.
+        original_exception.status_code = 429 if status == 429 else 503
+        return HTTPException(original_exception.status_code, str(original_exception), headers)
 
     async def async_post_call_streaming_iterator_hook(self, user_api_key_dict, response, request_data):
         """Ask another deployment where one sent a page, which LiteLLM takes for an empty stream (LiteLLM's hook)."""
@@ -623,17 +694,29 @@ class Registry(CustomLogger):
         return frozenset(name for name in names if windows.get(name, tokens) < tokens)
 
     def _allowed(self, model, candidates, ids: list[str], request_kwargs: dict, too_small) -> list[str]:
-        within = self._open(ids, too_small)
+        target, tried = request_kwargs.get("_target_order"), _tried(request_kwargs)
+        # When it wants another order, LiteLLM drops the others after the hook: those must not be all that is left.
+        within = ids if target is None else self._first_in_order(model, candidates, ids, ids, target)
+        within = self._open(within, too_small)
         if self.facts.rates and within:
             within = self.rates.left(within)
             if not within:
                 raise self._refusal(model)
-        allowed = untried(within, request_kwargs)
+        allowed = untried(within, tried)
         # A full one with a weight comes before one with room that is to get nothing.
-        allowed = self._with_room([name for name in allowed if name not in self.facts.weightless] or allowed)
+        allowed = [name for name in allowed if name not in self.facts.weightless] or allowed
+        allowed = self._with_room(self._elsewhere(allowed, tried))
         if len(allowed) > 1 and self.routing != SHUFFLE:
-            return self._first_in_order(model, candidates, ids, allowed, request_kwargs.get("_target_order"))
+            return self._first_in_order(model, candidates, ids, allowed, target)
         return allowed
+
+    def _elsewhere(self, ids: list[str], tried: list[str]) -> list[str]:
+        """Prefer other Macs than those where a request has failed: one that is gone has many deployments."""
+        if not tried:
+            return ids
+        places = self.facts.places
+        failed = {places.get(name) for name in tried}
+        return [name for name in ids if places.get(name, name) not in failed] or ids
 
     async def _count(self, attempt: Attempt | None, deployment: str) -> bool:
         """Count an attempt at a deployment that has limits; return whether it may go there."""
@@ -769,7 +852,7 @@ class Registry(CustomLogger):
         stopped, advised = self.stopped, self.advised
         self.stopped, self.advised = paused_now(self.pauses, time.time())
         self.rotation.forget((stopped | advised) - self.stopped - self.advised)
-        await self._trust(router, stopped - self.stopped)
+        self._trust(router, stopped - self.stopped)
         if self._deployments.refresh():
             self._pending = self._deployments.content
         if self._pending:
@@ -791,29 +874,38 @@ class Registry(CustomLogger):
         if self._stored == former:
             return False
         self.routing = self._declared_routing()
-        self._know()
-        self._set_checks(router)
-        await self._trust(router, {name for name in former if self._stored.get(name, former[name]) != former[name]})
+        self._know(router)
+        self._set_retries(router)
+        self._trust(router, {name for name in former if self._stored.get(name, former[name]) != former[name]})
         return True
 
     def _declared_routing(self) -> str:
         declared = self._deployments.content
         return SHUFFLE if self._stored or declared is None else declared["routing"]
 
-    def _know(self) -> None:
+    def _know(self, router) -> None:
         """Look up what choosing needs to know, and forget what is gone."""
         self.facts = Facts({**self._applied, **self._stored}, self.workers)
         for memory in (self.rotation, self.load, self.outcomes):
             memory.keep(self.facts.ids)
+        self._set_windows(router)
 
-    async def _trust(self, router, deployments: set[str]) -> None:
+    def _trust(self, router, deployments: set[str]) -> None:
         """Forget the failures of deployments: whoever ends a pause, or moves one, has seen to it that they answer."""
-        cooldowns = getattr(router, "cooldown_cache", None)
-        store = getattr(cooldowns, "cooldown_store", None)  # another LiteLLM may have none
         for deployment in deployments:
             self.unfit.pop(deployment, None)
-            if store is not None:
-                await store.async_delete_cache(cooldowns.get_cooldown_cache_key(deployment))
+        cooldowns = getattr(router, "cooldown_cache", None)
+        store = getattr(cooldowns, "cooldown_store", None)
+        if store is None:  # so it may be with another LiteLLM
+            return
+        keys = [cooldowns.get_cooldown_cache_key(deployment) for deployment in deployments]
+        for key in keys:
+            store.in_memory_cache.delete_cache(key)
+        if keys and store.redis_cache is not None:
+            # Nobody waits for one that is down or hangs.
+            forgetting = asyncio.gather(*map(store.redis_cache.async_delete_cache, keys), return_exceptions=True)
+            self._forgetting.add(forgetting)
+            forgetting.add_done_callback(self._forgetting.discard)
 
     def _refresh_pauses(self) -> bool:
         for folder in (self._folder, self._copies):
@@ -841,7 +933,8 @@ class Registry(CustomLogger):
         self.routing = self._declared_routing()
         # What is known to choosing before it can be chosen, and until it no longer can.
         self.facts = Facts({**self._applied, **wanted, **self._stored}, self.workers)
-        self._set_checks(router)
+        self._set_windows(router)
+        self._set_retries(router)
         self._set_fallbacks(router, document["groups"])
         # A worker that starts has nothing to serve yet: it takes all before it answers anyone.
         pause_after = UPSERTS_IN_A_ROW if self._applied else len(wanted) + 1
@@ -855,19 +948,28 @@ class Registry(CustomLogger):
             else:
                 self._applied[deployment_id] = deployment
             if count % pause_after == 0:
+                self._set_windows(router)
                 await asyncio.sleep(0)
-        await self._trust(router, moved)
+        self._trust(router, moved)
         # Last: a group whose only deployment gets a new id is never empty.
         for deployment_id in [known for known in self._applied if known not in wanted]:
             router.delete_deployment(id=deployment_id)
             del self._applied[deployment_id]
-        self._know()
+        self._know(router)
         self._generation = document["generation"]
 
-    def _set_checks(self, router) -> None:
-        if self.facts.windows:
-            # Otherwise LiteLLM does not look at the size of a context before it asks.
-            router.enable_pre_call_checks = True
+    def _set_windows(self, router) -> None:
+        if self._own_checks is None:
+            self._own_checks = router.enable_pre_call_checks
+        # Otherwise LiteLLM does not look at the size of a context before it asks.
+        router.enable_pre_call_checks = self._own_checks or bool(self.facts.windows)
+        # It takes a window for that of all who have the same model, and never forgets it.
+        self._windowed |= self.facts.windowed
+        endless = self._windowed & self.facts.windowless
+        if endless:
+            register_model({model: {"max_input_tokens": int(LARGEST)} for model in endless})
+
+    def _set_retries(self, router) -> None:
         # LiteLLM asks nobody else after 404, unless there is a policy for it: a backend's address may be another's now.
         policy = getattr(router, "retry_policy", None)
         own = policy.model_dump(exclude_none=True) if policy else {}
@@ -885,8 +987,10 @@ class Registry(CustomLogger):
     def _upsert(self, router, deployment_id: str, raw: dict) -> str | None:
         if deployment_id not in self._applied and router.get_deployment(model_id=deployment_id) is not None:
             return "the id belongs to a model of config.yaml"
+        # Where one has a weight, LiteLLM gives nothing to those that have none.
+        params = {**raw["litellm_params"], "weight": _weight(raw)}
         try:
-            wanted = Deployment(**raw)
+            wanted = Deployment(**{**raw, "litellm_params": params})
             router.upsert_deployment(wanted)
         except Exception as error:
             return f"{type(error).__name__}: {error}"

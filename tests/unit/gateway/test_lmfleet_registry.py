@@ -30,13 +30,13 @@ class FakeCooldowns:
     """The deployments that LiteLLM avoids, by the key it has for each."""
 
     def __init__(self):
-        self.cooldown_store, self.keys = self, set()
+        self.cooldown_store, self.in_memory_cache, self.redis_cache, self.keys = self, self, None, set()
 
     @staticmethod
     def get_cooldown_cache_key(model_id):
         return f"key of {model_id}"
 
-    async def async_delete_cache(self, key):
+    def delete_cache(self, key):
         self.keys.discard(key)
 
 
@@ -50,6 +50,7 @@ class FakeRouter:
         self.fallbacks = [{"own": ["x"]}]
         self.context_window_fallbacks = None
         self.num_retries, self.retry_policy = 2, None
+        self.enable_pre_call_checks = False
         self.cooldown_cache = FakeCooldowns()
 
     @property
@@ -105,12 +106,17 @@ class FakeRateLimitError(Exception):
 @pytest.fixture
 def plugin(monkeypatch):
     """The plugin's module, with the names it takes from LiteLLM and FastAPI replaced."""
+    windows = {}
     for name, attributes in {
         "fastapi": {"HTTPException": FakeHTTPError},
-        "litellm": {},
+        "litellm": {"register_model": windows.update},
         "litellm.exceptions": {"RateLimitError": FakeRateLimitError},
         "litellm._logging": {"verbose_proxy_logger": logging.getLogger("plugin")},
         "litellm.integrations": {},
+        "litellm.litellm_core_utils.streaming_handler": {"CustomStreamWrapper": types.SimpleNamespace},
+        "litellm.llms.openai.common_utils": {"OpenAIError": FakeHTTPError},
+        "litellm.llms.openai.completion.handler": {"OpenAITextCompletion": type("OpenAITextCompletion", (), {})},
+        "litellm.main": {"openai_chat_completions": types.SimpleNamespace()},
         "litellm.integrations.custom_logger": {"CustomLogger": type("CustomLogger", (), {})},
         "litellm.types": {},
         "litellm.types.router": {"Deployment": FakeDeployment, "RouterRateLimitError": FakeRouterRateLimitError},
@@ -124,6 +130,8 @@ def plugin(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.POLL_SECONDS = 0.01
+    #: What LiteLLM was told of models, by the plugin itself.
+    module.windows = windows
     return module
 
 
@@ -146,8 +154,16 @@ def stored(name, group="g", weight=None, **info):
     return {"model_name": group, "litellm_params": params, "model_info": noted}
 
 
+def windowed(name, window):
+    return {**candidate(name), "model_info": {"id": name, **({"max_input_tokens": window} if window else {})}}
+
+
 def limited(name, limit):
     return {**candidate(name), "model_info": {"id": name, "parallel_limit": limit}}
+
+
+def on(host, name, **params):
+    return {**candidate(name, **params), "model_info": {"id": name, "host": host}}
 
 
 def used_by(name, tokens):
@@ -267,6 +283,50 @@ class TestRetries:
     def test_the_only_one_is_asked_again(self, plugin):
         assert choose(plugin.Registry(None), [candidate("a")], **self.request("a")) == ["a"]
 
+    @pytest.fixture
+    def two_macs(self, plugin):
+        """A registry, and three deployments of one Mac beside one of another."""
+        four = [on("mac-1", "a1"), on("mac-1", "a2"), on("mac-1", "a3"), on("mac-2", "b1")]
+        registry = plugin.Registry(None)
+        declare(plugin, registry, *four)
+        return registry, four
+
+    @pytest.mark.parametrize("routing", ["round_robin", "least_busy", "usage", "shuffle"])
+    def test_another_mac_is_the_better_next_try(self, two_macs, routing):
+        registry, four = two_macs
+        registry.routing = routing
+        assert {tuple(choose(registry, four, **self.request("a1"))) for _turn in range(4)} == {("b1",)}
+
+    def test_where_all_macs_have_failed_others_on_them_are_asked(self, two_macs):
+        registry, four = two_macs
+        picks = {choose(registry, four, **self.request("a1", "b1"))[0] for _turn in range(4)}
+        assert picks == {"a2", "a3"}
+
+    def test_without_the_name_of_a_mac_its_address_counts(self, plugin):
+        addresses = {"a1": "http://one:1/v1", "a2": "http://one:2/v1", "b1": "http://two:1/v1", "c1": "http://["}
+        five = [*(candidate(name, api_base=address) for name, address in addresses.items()), candidate("d")]
+        registry = plugin.Registry(None)
+        declare(plugin, registry, *five)
+        picks = {choose(registry, five, **self.request("a1"))[0] for _turn in range(6)}
+        assert picks == {"b1", "c1", "d"}
+
+    def test_turns_stay_exact_when_a_request_goes_to_another_mac(self, two_macs):
+        registry, four = two_macs
+        picks = [choose(registry, four)[0], choose(registry, four, **self.request("a1"))[0]]
+        assert picks == ["a1", "b1"]
+        for _turn in range(30):
+            picks += choose(registry, four)
+            counts = Counter({name: picks.count(name) for name in ids(four)})
+            assert max(counts.values()) - min(counts.values()) <= 1, picks
+
+    @pytest.mark.parametrize("routing", ["round_robin", "shuffle"])
+    def test_no_preference_leaves_only_those_of_another_order(self, plugin, routing):
+        three = [on("mac-1", "a1", order=1), on("mac-2", "b1", order=1), on("mac-1", "a3", order=2)]
+        registry = plugin.Registry(None)
+        registry.routing = routing
+        declare(plugin, registry, *three)
+        assert choose(registry, three, _target_order=2, **self.request("a1")) == ["a3"]
+
 
 class TestPauses:
     @pytest.fixture
@@ -368,6 +428,60 @@ class TestWindows:
         declare(plugin, registry, *small_and_large)
         assert len(self.picks(registry, small_and_large, 4)) == 4
         assert router.calls == []
+
+    @pytest.mark.parametrize("own", [False, True])
+    def test_litellm_checks_as_long_as_there_is_a_window(self, files, router, own):
+        router.enable_pre_call_checks = own
+
+        async def scenario(_registry, until):
+            checks = []
+            for generation, windows in enumerate([{}, {"a": 9}, {"a": 9, "b": 9}, {"b": 9}, {}], start=1):
+                files.write("deployments.json", document(generation, *map(windowed, windows, windows.values())))
+                await until(lambda r, generation=generation: r["generation"] == generation)
+                checks.append(router.enable_pre_call_checks)
+            assert checks == [own, True, True, True, own]
+
+        files.follow(scenario)
+
+    def test_a_window_that_was_taken_away_is_none_for_litellm(self, plugin, files, router):
+        endless = {"openai/m": {"max_input_tokens": 10**15}}
+
+        async def scenario(_registry, until):
+            for generation, (first, second, told) in enumerate(
+                [
+                    (None, None, {}),
+                    (9, 9, {}),
+                    # What LiteLLM knows of a model it takes for what it knows of all its deployments.
+                    (9, None, endless),
+                    (None, None, endless),
+                    (9, 9, {}),
+                ],
+                start=1,
+            ):
+                plugin.windows.clear()
+                files.write("deployments.json", document(generation, windowed("a", first), windowed("b", second)))
+                await until(lambda r, generation=generation: r["generation"] == generation)
+                assert plugin.windows == told
+
+        files.follow(scenario)
+
+    def test_whoever_adds_a_window_for_litellm_adds_none_for_others_meanwhile(self, plugin, files, router):
+        """While many deployments are changed, requests are served."""
+        plugin.UPSERTS_IN_A_ROW = 2
+        files.write("deployments.json", document(1, windowed("z", None)))
+
+        async def scenario(_registry, until):
+            await until(lambda r: r["generation"] == 1)
+            upsert, told = router.upsert_deployment, []
+            router.upsert_deployment = lambda deployment: (plugin.windows.clear(), upsert(deployment))
+            files.write("deployments.json", document(2, windowed("z", None), *[windowed(name, 9) for name in "abcd"]))
+            while files.report()["generation"] != 2:
+                await asyncio.sleep(0)
+                told += [list(plugin.windows)] if "a" in router.calls else []
+            assert len(told) > 1
+            assert all(told)
+
+        files.follow(scenario)
 
     def test_a_litellm_that_counts_otherwise_costs_no_request(self, registry, small_and_large, monkeypatch):
         monkeypatch.delattr(FakeRouter, "_acount_pre_call_check_tokens")
@@ -587,12 +701,23 @@ class TestModes:
             ("e", "aembedding", ""),
             ("e", "acompletion", "e is an embedding model"),
             ("unknown", "aembedding", ""),
+            ("alias of g", "acompletion", ""),
+            ("alias of g", "aembedding", "alias of g is no embedding model"),
+            ("alias of e", "acompletion", "alias of e is an embedding model"),
+            ("openai/m", "aembedding", "openai/m is no embedding model"),
+            ("openai/e", "aembedding", ""),
+            ("openai/e", "acompletion", "openai/e is an embedding model"),
+            (["g", "e"], "aembedding", ""),
+            (None, "aembedding", ""),
         ],
     )
-    def test_chat_and_embeddings_do_not_mix(self, plugin, model, call, refused):
+    def test_chat_and_embeddings_do_not_mix(self, plugin, router, model, call, refused):
+        router.model_group_alias = {"alias of g": "g", "alias of e": {"model": "e", "hidden": True}, "g-too": "e-1"}
         registry = plugin.Registry(None)
-        embed = {"model_name": "e", "litellm_params": {}, "model_info": {"id": "e-1", "mode": "embedding"}}
-        declare(plugin, registry, candidate("a"), embed)
+        embed = candidate("e-1", model="openai/e")
+        embed.update(model_name="e", model_info={"id": "e-1", "mode": "embedding"})
+        # LiteLLM prefers a group to the name that a backend is asked for.
+        declare(plugin, registry, candidate("a"), {**candidate("f", model="e"), "model_name": "f"}, embed)
         try:
             asyncio.run(registry.async_pre_call_hook(None, None, {"model": model}, call))
         except FakeHTTPError as error:
@@ -660,6 +785,14 @@ class TestFollowing:
         files.follow(scenario)
         assert router.calls == ["a", "b", "same", "b", "c", "-a"]
         assert router.deployments["b"].litellm_params["weight"] == 2
+
+    def test_litellm_has_a_weight_of_each(self, files, router):
+        async def scenario(_registry, until):
+            files.write("deployments.json", document(1, candidate("a"), candidate("b", weight=0)))
+            await until(lambda r: r["generation"] == 1)
+
+        files.follow(scenario)
+        assert [router.deployments[name].litellm_params["weight"] for name in "ab"] == [1, 0]
 
     def test_fallbacks_come_and_go_beside_those_of_the_config(self, files, router):
         async def scenario(_registry, until):
@@ -835,6 +968,35 @@ class TestFollowing:
             await until(lambda r: registry.stopped == set())
             assert time.time() >= until_when
             assert router.cooldown_cache.keys == {"key of b"}
+
+        files.follow(scenario)
+
+    @pytest.mark.parametrize("fault", ["down", "hangs"])
+    def test_a_redis_that_fails_holds_up_no_end_of_a_pause(self, files, router, plugin, fault):
+        plugin.HEARTBEAT_SECONDS = 0.05
+        asked = []
+
+        async def async_delete_cache(key):
+            asked.append(key)
+            if fault == "down":
+                raise ConnectionError
+            await asyncio.sleep(60)
+
+        router.cooldown_cache.redis_cache = types.SimpleNamespace(async_delete_cache=async_delete_cache)
+
+        async def scenario(registry, until):
+            paused = {"a": {}, "b": {}}
+            files.write("paused/operator.json", {"format": 1, "generation": 2, "paused": paused})
+            await until(lambda r: registry.stopped == {"a", "b"})
+            router.cooldown_cache.keys = {"key of a", "key of b", "key of c"}
+            registry.unfit = dict.fromkeys("abc", time.monotonic() + 60)
+            files.write("paused/operator.json", {"format": 1, "generation": 3, "paused": {}})
+            ended = time.time()
+            await until(lambda r: r["at"] > ended + 0.2 and r["paused_generations"] == {"operator": 3})
+            assert router.cooldown_cache.keys == {"key of c"}
+            assert list(registry.unfit) == ["c"]
+            assert sorted(asked) == ["key of a", "key of b"]
+            assert registry._failure is None
 
         files.follow(scenario)
 
@@ -1091,6 +1253,17 @@ class TestStrangers:
         assert told.status_code == 429
         assert registry.outcomes.report()["failed_requests"] == 1
 
+    @pytest.mark.parametrize("model", ["g", "a", "alias", "openai/m"])
+    def test_a_failure_is_told_by_whatever_name_the_model_was_asked_for(self, plugin, router, model):
+        router.model_group_alias = {"alias": "g"}
+        registry, error = plugin.Registry(None), StatusError(500)
+        declare(plugin, registry, candidate("a"))
+        told = asyncio.run(registry.async_post_call_failure_hook({"model": model}, error, None))
+        assert told.status_code == 503
+        # Where LiteLLM does not look at what it was told.
+        assert error.status_code == 503
+        assert registry.outcomes.report()["failed_requests"] == 1
+
     def test_a_wrong_key_stays_one(self, plugin):
         registry = plugin.Registry(None)
         declare(plugin, registry, candidate("a"))
@@ -1121,6 +1294,46 @@ def test_a_page_instead_of_a_stream_is_asked_for_anew_elsewhere(plugin, router):
     registry.unfit["a"] = 0.0
     assert registry._open(["a", "b"]) == ["a", "b"]
     assert streamed(plugin, router, good, messages=["x"])[1] == ["b"]
+
+
+@pytest.mark.parametrize(("content_type", "page"), [("text/event-stream", False), ("Text/HTML; charset=utf-8", True)])
+def test_a_stream_of_text_is_asked_for_at_once(plugin, content_type, page):
+    calls = []
+
+    async def create(**asked):
+        calls.append(asked)
+        return answer
+
+    async def aclose():
+        calls.append("closed")
+
+    async def ask():
+        given = {"api_key": "k", "api_base": "b", "timeout": 9, "max_retries": 2, "headers": {}, "model_response": None}
+        return await plugin.ask_for_text(None, data={"prompt": "x"}, model="m", logging_obj="log", **given)
+
+    response = types.SimpleNamespace(aclose=aclose)
+    answer = types.SimpleNamespace(
+        headers={"content-type": content_type}, parse=lambda: "chunks", http_response=response
+    )
+    completions = types.SimpleNamespace(with_raw_response=types.SimpleNamespace(create=create))
+    plugin.openai_chat_completions._get_openai_client = lambda **_given: types.SimpleNamespace(completions=completions)
+    if page:
+        with pytest.raises(FakeHTTPError) as refused:
+            asyncio.run(ask())
+        assert refused.value.status_code == 503
+    else:
+        assert asyncio.run(ask()).completion_stream == "chunks"
+    assert calls == [{"prompt": "x", "timeout": 9}, *["closed"] * page]
+
+
+def test_who_follows_no_registry_leaves_litellm_as_it_is(plugin, files, router):
+    assert not hasattr(plugin.OpenAITextCompletion, "async_streaming")
+
+    async def scenario(_registry, until):
+        await until(lambda r: True)
+
+    files.follow(scenario)
+    assert plugin.OpenAITextCompletion.async_streaming is plugin.ask_for_text
 
 
 @pytest.mark.parametrize("request_data", [{"messages": ["x"]}, {"prompt": "x"}])

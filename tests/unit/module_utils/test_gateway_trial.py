@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 import time
 
@@ -12,6 +16,7 @@ import pytest
 from ansible_collections.lmfleet.mac.plugins.module_utils import _gateway_trial as gateway_trial
 
 import registry_documents
+from lmfleet_sandbox.processes import is_alive
 
 SERVER = """#!{python}
 import http.server, json, os, socket, time
@@ -107,3 +112,36 @@ def test_what_the_gateway_serves_must_not_be_refused(run, root):
 def test_what_the_plugin_says_is_heard(run, report, message):
     with pytest.raises(gateway_trial.TrialError, match=message):
         run(**report)
+
+
+def test_a_trial_whose_run_was_killed_is_ended_and_leaves_nothing(run, root):
+    killed = multiprocessing.get_context("fork").Process(target=run, kwargs={"timeout": 60, "generation": None})
+    killed.start()
+    deadline = time.monotonic() + 20
+    while not list(root.glob(".trial-*/applied/1.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (folder,) = root.glob(".trial-*")
+    server = int((folder / "group").read_text())
+    killed.kill()
+    killed.join()
+    try:
+        assert is_alive(server)
+        gateway_trial.end_leftovers(str(root))
+        assert (is_alive(server), folder.exists()) == (False, False)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+    assert run()
+
+
+def test_the_number_of_a_trial_that_has_ended_may_be_that_of_somebody_else(root):
+    folder = root / ".trial-x"
+    folder.mkdir()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        (folder / "group").write_text(f"{other.pid}\n")
+        gateway_trial.end_leftovers(str(root))
+        time.sleep(0.1)
+        assert other.poll() is None
+        other.kill()
+    assert not folder.exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.lmfleet.mac.plugins.module_utils import _command
+from ansible_collections.lmfleet.mac.plugins.module_utils import _command, _files
 from ansible_collections.lmfleet.mac.plugins.modules import litellm_gateway
 
 LOCK = "litellm==1.106.2 \\\n    --hash=sha256:00\n"
@@ -428,6 +428,18 @@ def test_what_a_killed_run_left_refused_is_tried_again(run, runner):
     assert runner.status()["serving"] == "2"
 
 
+def test_what_a_killed_run_left_on_trial_goes_also_where_nothing_is_to_be_tried(run, root, monkeypatch):
+    run()
+    (root / ".trial-x").mkdir()
+    run(_ansible_check_mode=True)
+    with monkeypatch.context() as impatient, _files.exclusive(str(root), "another run"):
+        impatient.setattr(litellm_gateway, "LOCK_TIMEOUT", 0)
+        assert "held by another run" in run()["msg"]
+    assert (root / ".trial-x").exists()
+    assert run()["changed"] is False
+    assert not (root / ".trial-x").exists()
+
+
 def test_a_runner_that_is_gone_is_not_waited_for(run, runner):
     run()
     runner.serve("1", pid=2**22 + 1)
@@ -570,7 +582,9 @@ def test_what_answers_its_last_requests_is_kept_until_it_ends(run, root, runner)
     assert {str(path) for path in root.glob("venv-*")} == set(venvs)
     runner.ending = []
     runner.serve("4")
-    run(requirements=f"{LOCK}# 4")
+    assert run(requirements=f"{LOCK}# 4", _ansible_check_mode=True)["changed"] is False
+    after = run(requirements=f"{LOCK}# 4")
+    assert (after["changed"], after["actions"]) == (False, ["remove"])
     assert os.listdir(root / "releases") == ["4"]
     assert {str(path) for path in root.glob("venv-*")} == set(venvs[2:])
 
