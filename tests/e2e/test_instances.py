@@ -187,6 +187,14 @@ def test_a_model_that_does_not_fit_is_told_and_the_others_serve(mac, tmp_path):
     restored(mac)
 
 
+def written(fleet: Fleet, path: str) -> str:
+    """Return a file of the Mac; "" where it is not there yet."""
+    try:
+        return fleet.read("mac-1", path)
+    except FileNotFoundError:
+        return ""
+
+
 @pytest.fixture
 def desktop(mac):
     """LM Studio of the user's own, with a server on port 1240. Returns a function that runs its lms."""
@@ -200,7 +208,7 @@ def desktop(mac):
         return mac.sandbox("exec", "mac-1", "--", *environment, declared["lms"], *words)
 
     try:
-        wait_until(lambda: f'"pid":{pid}' in mac.on("mac-1", f"cat {info}").replace(" ", ""), "the desktop app runs")
+        wait_until(lambda: f'"pid":{pid}' in written(mac, info).replace(" ", ""), "the desktop app runs")
         its_lms("server", "start", "--port", "1240", "--bind", "127.0.0.1")
         yield its_lms
     finally:
