@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,13 @@ def test_every_worker_has_applied_what_the_module_returns(four):
     result = four.declare(workers=WORKERS)
     assert len(result["workers"]) == WORKERS
     assert {report["generation"] for report in four.reports()} == {result["generation"]}
+
+
+def test_a_worker_is_known_by_its_script_too(four, installation):
+    """Some Pythons of macOS show themselves where the program of the virtual environment was started."""
+    for report in four.reports():
+        words = Path(f"/proc/{report['pid']}/cmdline").read_text().split("\0")
+        assert words[1].startswith(f"{installation.root}/")
 
 
 def test_200_requests_are_shared_evenly(four, backends):
