@@ -23,9 +23,9 @@ def live(fleet: Fleet) -> Fleet:
 def test_new_settings_of_every_instance_cost_no_request(live, traffic, tmp_path):
     new = changed(live, tmp_path, context_length=6000)
     with traffic:
-        traffic.wait_for(20)
+        traffic.wait_for(8)
         run = new.play()
-        traffic.wait_for(20)
+        traffic.wait_for(8)
     run.succeeded().said("mac-1 chat-a live its models changed", "mac-2 chat-b live its models changed")
     run.said("Batch 1 of", "mac-1 was out for", "mac-2 was out for", "ended, 0 failed")
     traffic.assert_none_failed()
@@ -38,9 +38,9 @@ def test_other_ports_and_instances_that_take_the_place_of_others_cost_no_request
     places = [{"name": "chat-a", "port": 1244}, {"name": "chat-c", "port": 1235}]  # the port of chat-b
     new = declare(changed(live, tmp_path, context_length=6000), places)
     with traffic:
-        traffic.wait_for(20)
+        traffic.wait_for(8)
         new.play().succeeded()
-        traffic.wait_for(20)
+        traffic.wait_for(8)
     traffic.assert_none_failed()
     assert_as_declared(new)
     again = new.play().succeeded()

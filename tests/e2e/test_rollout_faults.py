@@ -22,9 +22,9 @@ def test_what_comes_back_and_does_not_answer_is_put_back_and_stops_the_roll_out(
     bad.variables["macs"]["lmstudio_instances_probe_timeout"] = 5
     live.sandbox("knob", "mac-1", "llmster.computes_up_to_context@chat-a=8000")
     with traffic:
-        traffic.wait_for(20)
+        traffic.wait_for(8)
         run = bad.play()
-        traffic.wait_for(20)
+        traffic.wait_for(8)
     live.sandbox("knob", "mac-1", "--clear")
     stopped(run)
     run.said("mac-1 (chat-a):", "Compute error.", "mac-1: chat-a has again what it had before this run")
@@ -40,9 +40,9 @@ def test_what_does_not_come_back_is_restored_and_what_was_changed_before_it_too(
     bad.variables["macs"].update(lmstudio_instances_ready_timeout=15, lmfleet_rollback="fleet")
     live.sandbox("knob", "mac-2", LITTLE_MEMORY)
     with traffic:
-        traffic.wait_for(20)
+        traffic.wait_for(8)
         run = bad.play()
-        traffic.wait_for(20)
+        traffic.wait_for(8)
     live.sandbox("knob", "mac-2", "--clear")
     stopped(run)
     run.said("mac-2: instance chat-a", "It has its former declaration back, and serves")
@@ -80,10 +80,10 @@ def test_requests_that_do_not_end_stop_the_roll_out_and_are_answered(live, traff
     long = Traffic(gateway_url("mac-1"), live.master_key(), "mac-1-chat-a-pretender", clients=2, pause=0.05)
     with traffic:
         with long:
-            traffic.wait_for(20)
+            traffic.wait_for(8)
             run = new.play()
         live.sandbox("knob", "mac-1", "--clear")
-        traffic.wait_for(20)
+        traffic.wait_for(8)
     stopped(run)
     run.said("requests to end: mac-1-chat-a-pretender has")
     assert not long.failed(), long.said()
@@ -97,7 +97,7 @@ def test_a_mac_whose_launchd_refuses_stays_paused_and_the_other_one_serves(live,
     new.variables["macs"].update(lmstudio_instances_ready_timeout=20, lmfleet_rollback="fleet")
     live.sandbox("knob", "mac-2", "bootstrap_fails=true")
     with traffic:
-        traffic.wait_for(20)
+        traffic.wait_for(8)
         run = new.play()
         stopped(run)
         run.said("mac-2: instance chat-a", "Still paused", "mac-2 was out for good")

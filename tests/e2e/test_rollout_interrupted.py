@@ -65,7 +65,7 @@ def test_a_second_operator_has_to_wait_and_changes_nothing(live, traffic, tmp_pa
         refused.said("Another run works on this fleet", f"process {process.pid}", "Nothing has been changed")
         assert refused.changed == UNCHANGED
         Run(process, process.communicate()[0]).succeeded()
-        traffic.wait_for(20)
+        traffic.wait_for(8)
     traffic.assert_none_failed()
     assert_as_declared(new)
     assert "rollout.json" not in live.on("mac-1", f"ls {CLAIM.rpartition('/')[0]}")
@@ -79,7 +79,7 @@ def test_a_mac_that_cannot_be_reached_is_left_out_on_request(live, traffic, tmp_
     assert refused.code != 0
     assert refused.changed == UNCHANGED
     with traffic:
-        traffic.wait_for(20)
+        traffic.wait_for(8)
         # It may serve, but nobody knows.
         run = new.play("-e", "lmfleet_ignore_unreachable=true")
         assert run.code != 0
@@ -98,7 +98,7 @@ def test_a_mac_that_cannot_be_reached_is_left_out_on_request(live, traffic, tmp_
 def test_macs_outside_of_the_limit_count_as_serving_when_they_answer(live, traffic, tmp_path):
     new = slim(live, tmp_path, port=1274, length=5000)
     with traffic:
-        traffic.wait_for(20)
+        traffic.wait_for(8)
         live.plug("mac-2", "down")
         try:
             refused = new.play("--limit", "mac-1")

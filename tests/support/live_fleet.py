@@ -72,7 +72,7 @@ def stopped(run: Run) -> None:
 def repaired(fleet: Fleet, traffic: Traffic) -> None:
     """Assert that a run puts everything right, and that nobody has noticed anything since the traffic began."""
     fleet.play().succeeded()
-    traffic.wait_for(20)
+    traffic.wait_for(8)
     assert_as_declared(fleet)
     assert paused(fleet, "rollout") == set()
     traffic.assert_none_failed()
