@@ -75,7 +75,7 @@ def end_leftovers(root: str) -> None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(group, signal.SIGKILL)
                 time.sleep(POLL)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed must stop no run; the next one tries again
 
 
 def _is_held(output) -> bool:

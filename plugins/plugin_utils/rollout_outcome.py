@@ -115,8 +115,8 @@ def _put_back(
         models = {entry["name"]: entry["models"] for entry in batch["busy"].get(host, [])}
         # What does not answer is not waited for; nobody asks it anything.
         for name in instances if host not in mute else ():
-            all_models = models.get(name, []) + [{"identifier": one["model"]} for one in new if one["instance"] == name]
-            busy.setdefault(host, []).append({"name": name, "models": all_models})
+            gains = [{"identifier": one["model"]} for one in new if one["instance"] == name]
+            busy.setdefault(host, []).append({"name": name, "models": models.get(name, []) + gains})
     return {
         **batch,
         "hosts": replaced,

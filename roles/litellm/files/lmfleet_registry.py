@@ -572,6 +572,7 @@ class Registry(CustomLogger):
                 self._folder / "deployments.json", parse_deployments, self._copies / "deployments.json"
             )
             self._pause_files: dict[str, WatchedFile] = {}
+            # None of LiteLLM's hooks comes between a stream of /v1/completions and its backend.
             OpenAITextCompletion.async_streaming = ask_for_text
             self._task = asyncio.get_running_loop().create_task(self._follow())
 
