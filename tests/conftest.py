@@ -23,6 +23,7 @@ LONG = [
     "test_rollout_faults.py",
     "test_two_gateways.py",
     "test_rollout.py",
+    "test_model_cache.py",
 ]
 
 
@@ -54,7 +55,7 @@ class SideBySide(LoadScopeScheduling):
     """What may run at the same time.
 
     Each process has a realm of sandbox Macs for the files of tests/e2e. All others share one, and its address with it;
-    those of tests/gateway share an installation.
+    those of tests/gateway start LiteLLM, which takes a core, one after the other.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -62,6 +63,11 @@ class SideBySide(LoadScopeScheduling):
         if file.startswith(("tests/e2e/", "tests/unit/", "tests/sanity/")):
             return file
         return "gateway" if file.startswith("tests/gateway/") else "sandbox"
+
+    def _reschedule(self, node) -> None:
+        """Give a process its next file with its last test: until then another one may come to be idle."""
+        if not self.workqueue or self._pending_of(self.assigned_work[node]) <= 1:
+            super()._reschedule(node)
 
 
 @pytest.hookimpl(optionalhook=True)

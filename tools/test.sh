@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# More than there are cores: they wait more than they compute. tests/conftest.py says what may run side by side.
+# More than there are cores: some wait while others compute. tests/conftest.py says what may run side by side.
 processes=4
 
 sandbox_down() {

@@ -22,7 +22,7 @@ options:
   state:
     description: The state of all of them.
     type: str
-    choices: [present, paused, absent, former, kept]
+    choices: [present, paused, absent, former]
     required: true
 """
 

@@ -41,7 +41,7 @@ EXAMPLES = r"""
     msg: "{{ (batch | lmfleet.mac.rollout_outcome(deployments, macs, gateways)).well }}"
   vars:
     batch: {hosts: {mac-1: [chat-a]}, out: {mac-1: [mac-1-chat-a-m]}, paused: [mac-1-chat-a-m], removed: [], added: []}
-    deployments: [{id: mac-1-chat-a-m, host: mac-1}]
+    deployments: [{id: mac-1-chat-a-m, host: mac-1, instance: chat-a}]
     macs: {mac-1: {idle: {}, run: {changed: true}, health: {}}}
     gateways: {held: [], drained: [], told: [], answers: [], back: []}
 """
@@ -50,8 +50,8 @@ RETURN = r"""
 _value:
   description:
     - C(well), whether nothing went wrong. C(in_the_way) and C(behind), lines on gateways; C(untouched) and C(mute), by
-      Mac, why it was not changed, or does not answer now. C(gone), C(new), C(asked) and C(resumed), ids of deployments;
-      C(silent), by id, why it does not answer.
+      Mac, why it was not changed, or does not answer now. C(gone), C(new), C(asked), C(doubtful) and C(resumed), ids of
+      deployments; C(silent), by id, why it does not answer.
   type: dict
   sample: {well: true}
 """

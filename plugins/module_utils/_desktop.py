@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 
 from . import _ports
-from ._files import read_bytes, read_json
+from ._files import listing, read_bytes, read_json
+from ._processes import alive
 
 APPS = ("LM Studio.app", "Bionic.app")
 #: Where daemons of LM Studio listen, the first that is free: no more than these can run on a Mac.
@@ -40,20 +41,10 @@ def foreign_daemons(instances: str) -> list[int]:
     taken = [port for port in CONTROL_PORTS if _ports.accepts("127.0.0.1", port)]
     if not taken:
         return []
-    names = os.listdir(instances) if os.path.isdir(instances) else []
+    names = listing(instances)
     infos = [read_json(os.path.join(instances, name, ".lmstudio", _INFO)) for name in names]
-    ours = {info.get("port") for info in infos if isinstance(info, dict) and _lives(info.get("pid"))}
+    ours = {info.get("port") for info in infos if isinstance(info, dict) and alive(info.get("pid"))}
     return [port for port in taken if port not in ours]
-
-
-def _lives(pid: object) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (OSError, TypeError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def problems(found: dict, daemons: int, root: str) -> list[str]:

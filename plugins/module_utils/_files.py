@@ -22,6 +22,14 @@ class LockTimeoutError(Exception):
     """Another run held the lock of a folder for longer than the timeout; the text says who."""
 
 
+def listing(folder: str) -> list[str]:
+    """Return the names in a folder, sorted; none when there is no such folder."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def read_bytes(path: str) -> bytes | None:
     """Return the content of `path`, or None when there is no such file.
 

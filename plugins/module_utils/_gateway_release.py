@@ -16,13 +16,16 @@ FORMAT = 1
 class Status(NamedTuple):
     """status.json of a live runner; releases by name, None for none. `refused` is {release, reason}.
 
-    `ending` are the releases that answer their last requests.
+    `ending` are the releases that answer their last requests. `program` is the fingerprint of what the runner is, None
+    for one that cannot go on as another program, and `refused_program` {program, reason} for what it did not become.
     """
 
     serving: str | None
     starting: str | None
     refused: Mapping | None
     ending: Sequence[str] = ()
+    program: str | None = None
+    refused_program: Mapping | None = None
 
     def running(self) -> set[str]:
         """Return the releases that have processes."""
@@ -41,7 +44,12 @@ def live_status(document: object, alive: bool, now: float) -> Status | None:
     if now - document.get("at", 0) > FRESH_SECONDS:
         return None
     return Status(
-        document.get("serving"), document.get("starting"), document.get("refused"), document.get("ending", [])
+        document.get("serving"),
+        document.get("starting"),
+        document.get("refused"),
+        document.get("ending", []),
+        document.get("program"),
+        document.get("refused_program"),
     )
 
 
@@ -52,6 +60,15 @@ def outcome(status: Status | None, name: str) -> str | None:
     if status.refused and status.refused["release"] == name:
         return status.refused["reason"]
     return "" if status.serving == name else None
+
+
+def handed_over(status: Status | None, program: str) -> str | None:
+    """Return "" when the runner goes on as `program`, the reason when it does not, None while that is open."""
+    if status is None:
+        return None
+    if status.refused_program and status.refused_program["program"] == program:
+        return status.refused_program["reason"]
+    return "" if status.program == program else None
 
 
 def next_name(names: Sequence[str]) -> str:

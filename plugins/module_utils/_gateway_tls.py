@@ -14,6 +14,7 @@ import ssl
 import time
 from typing import NamedTuple
 
+from ._addresses import from_here
 from ._command import run
 from ._files import atomic_write, exclusive, file_diff, make_directory, owner_for, read_bytes
 from ._launchd import EX_CONFIG, Launchctl, Service, canonical, last_words, parse_plist, plan
@@ -72,7 +73,7 @@ def parse_wanted(params: dict) -> Wanted:
     service = Service(TLS_LABEL, "started", plist, (params["plist"].strip() + "\n").encode("utf-8"))
     pair = f"{text.strip()}\n{params['key'].strip()}\n"
     files = {CONFIG: params["config"].encode("utf-8"), PAIR: pair.encode("utf-8")}
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(params["address"], params["address"])
+    address = from_here(params["address"])
     return Wanted(files, service, seen, address, params["port"], params["nginx"], params["config_source"])
 
 

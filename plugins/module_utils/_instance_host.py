@@ -15,7 +15,7 @@ import time
 from typing import NamedTuple
 
 from ._command import run
-from ._files import atomic_write, make_directory, owner_for, read_bytes, read_json, remove_file
+from ._files import atomic_write, listing, make_directory, owner_for, read_bytes, read_json, remove_file
 from ._instances import (
     Decision,
     Evidence,
@@ -32,6 +32,7 @@ from ._launchd import EX_CONFIG, Domain, Job, Launchctl, LaunchdError, last_word
 from ._lmstudio_http import look, url_of
 from ._names import INSTANCE_LABEL_PREFIX, instance_label
 from ._ports import holders, is_taken, listeners
+from ._processes import alive
 
 _HTTP_TIMEOUT = 5.0
 #: Seconds a trouble that waiting rarely cures must last before it is reported.
@@ -167,7 +168,7 @@ class InstanceHost:
         """Return our instances in this domain that are not declared: those with a job, and homes without one."""
         names = {one.name for one in wanted}
         found = self.jobs_in(self.launchctl.domain)
-        homes = {name for name in _listing(self.directory) if self.has_home(name)}
+        homes = {name for name in listing(self.directory) if self.has_home(name)}
         return [Leftover(name, self.launchctl, name in homes) for name in sorted((found | homes) - names)]
 
     def has_home(self, name: str) -> bool:
@@ -176,7 +177,7 @@ class InstanceHost:
     def jobs_in(self, domain: Domain) -> set[str]:
         """Return the names of our instances that have a plist in a domain: by its label, and by the home it names."""
         names = set()
-        for file in _listing(domain.folder):
+        for file in listing(domain.folder):
             if file.startswith(INSTANCE_LABEL_PREFIX) and file.endswith(".plist"):
                 name = file[len(INSTANCE_LABEL_PREFIX) : -len(".plist")]
                 if self._is_ours(os.path.join(domain.folder, file), name):
@@ -199,13 +200,13 @@ class InstanceHost:
         """
         starting = [one for one in wanted if decisions[one.name].action in ("start", "restart")]
         giving_up = leaving | {one.name for one in starting}
-        statuses = {name: self.status(name)[0] for name in _listing(self.directory)} if starting else {}
+        statuses = {name: self.status(name)[0] for name in listing(self.directory)} if starting else {}
         troubles = []
         for one in starting:
             ours = {
                 name
                 for name, status in statuses.items()
-                if status.get("port") == one.port and _alive(status.get("daemon_pid"))
+                if status.get("port") == one.port and alive(status.get("daemon_pid"))
             }
             staying = sorted(ours - giving_up)
             if (ours and not staying) or not is_taken(one.address, one.port):
@@ -294,7 +295,7 @@ class InstanceHost:
 
     def clean_up(self) -> None:
         """Delete the homes that were removed, also those of a run that was killed. Links in them are not followed."""
-        for name in _listing(self.directory):
+        for name in listing(self.directory):
             if name.startswith(_REMOVED):
                 shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
 
@@ -306,8 +307,8 @@ class InstanceHost:
         """
         status, _age = self.status(name)
         pid, program = status.get("daemon_pid"), status.get("llmster")
-        others = [self.status(other)[0].get("daemon_pid") for other in _listing(self.directory) if other != name]
-        if not program or pid in others or not _alive(pid):
+        others = [self.status(other)[0].get("daemon_pid") for other in listing(self.directory) if other != name]
+        if not program or pid in others or not alive(pid):
             return
         if program in run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], timeout=10).out.split():
             with contextlib.suppress(OSError):
@@ -378,25 +379,6 @@ class InstanceHost:
         seen = verdict.seen.rstrip(".")
         error = f"{where}: waited for its server with {models}; {seen}. {last_words(wanted.service.plist)}"
         return Outcome(wanted.name, decision, job, status, False, error)
-
-
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _listing(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _text(content: bytes | None) -> str | None:

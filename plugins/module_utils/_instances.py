@@ -10,6 +10,7 @@ import json
 import re
 from typing import NamedTuple
 
+from ._addresses import EVERYWHERE
 from ._files import canonical_json
 from ._launchd import Actual, Job, Service, parse_plist, plan
 from ._lmstudio_http import Server, WantedModel, differences, missing
@@ -159,7 +160,7 @@ def check_together(wanted: list[Wanted]) -> None:
         for other in wanted[:position]:
             if one.name.lower() == other.name.lower():  # APFS ignores case
                 raise InstanceError(f"instance {one.name} is declared twice")
-            everywhere = {one.address, other.address} & {"0.0.0.0", "::"}
+            everywhere = EVERYWHERE.keys() & {one.address, other.address}
             if one.port == other.port and (one.address == other.address or everywhere):
                 raise InstanceError(f"instances {other.name} and {one.name} both declare port {one.port}")
 

@@ -262,5 +262,5 @@ def lines_named(reason: str, config: str) -> str:
 
 
 def fingerprint(runner: str) -> str:
-    """Return a hash of what a running job must be restarted for."""
+    """Return what tells the text of a runner from others, as the runner itself says it in its status."""
     return hashlib.sha256(runner.encode("utf-8")).hexdigest()[:32]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ._command import Result, run
 from ._files import read_json
 from ._ports import accepts
+from ._processes import alive
 
 
 class Install(NamedTuple):
@@ -53,15 +54,7 @@ def daemon_is_there(home: str) -> bool:
     """Tell whether the instance at `home` has a daemon: it runs, and somebody answers at its control port."""
     info = read_json(os.path.join(home, ".lmstudio", ".internal", "http-server.json"))
     pid, port = (info.get("pid"), info.get("port")) if isinstance(info, dict) else (None, None)
-    if not isinstance(pid, int) or not isinstance(port, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # of another user
-    return accepts("127.0.0.1", port)
+    return alive(pid) and isinstance(port, int) and accepts("127.0.0.1", port)
 
 
 def find_install(home: str) -> Install | None:

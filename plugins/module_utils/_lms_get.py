@@ -20,6 +20,7 @@ from collections.abc import Callable
 from . import _lms, _mac
 from ._command import Result, run
 from ._files import make_directory, read_json, remove_file
+from ._processes import alive
 
 #: Seconds that llmster may take to say where it is, and to end; and lms to tell which models there are.
 START_TIMEOUT = 60.0
@@ -136,11 +137,7 @@ def _published(home: str) -> int | None:
 def _wait_for_the_last(home: str) -> None:
     """Wait for the daemon of a run that was killed: it has been told to end."""
     pid, deadline = _published(home), time.monotonic() + END_TIMEOUT
-    while pid and time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except OSError:
-            return
+    while alive(pid, of_this_user=True) and time.monotonic() < deadline:
         time.sleep(0.5)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ._addresses import from_here, url_host
 from ._http import Reply, request_json
 
 #: Settings that a server shows of a loaded model. The instance runner knows the same.
@@ -57,8 +58,7 @@ class Probe(NamedTuple):
 
 def url_of(address: str, port: int) -> str:
     """Return the URL at which a server bound to `address` is reached from this Mac."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{url_host(from_here(address))}:{port}"
 
 
 def _authorized(token: str) -> dict[str, str]:

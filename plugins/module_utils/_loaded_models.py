@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ._files import read_json
+from ._files import listing, read_json
 from ._loaded import listed
 
 _TIMEOUT = 30.0
@@ -22,7 +22,7 @@ def loaded_models(homes: str, lms: str, leaving: bool = False) -> dict[str, str]
 
     With `leaving`, what an instance is declared to load is left out. Raises LoadedError.
     """
-    names = sorted(os.listdir(homes)) if os.path.isdir(homes) else []
+    names = listing(homes)
     loaded = {}
     for name in names:
         home = os.path.join(homes, name)

@@ -11,6 +11,7 @@ import re
 import time
 
 from . import _command, _files, _lms, _model_size
+from ._processes import alive
 
 MEASURED_FILE = "memory.json"
 _LMS_TIMEOUT = 30  # seconds for one call
@@ -128,16 +129,7 @@ def _can_be_asked(model, declaration, names):
 
 def _runs(home):
     status = _files.read_json(os.path.join(home, "status.json"))
-    pid = status.get("daemon_pid") if isinstance(status, dict) else None
-    if not isinstance(pid, int) or pid <= 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return isinstance(status, dict) and alive(status.get("daemon_pid"))
 
 
 class _Asking:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import errno
 import socket
 
+from ._addresses import from_here
 from ._command import run
 
 
 def accepts(address: str, port: int) -> bool:
     """Tell whether somebody listens there."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     try:
-        with socket.create_connection((host, port), timeout=1) as connection:
+        with socket.create_connection((from_here(address), port), timeout=1) as connection:
             # A port among those for outgoing connections can be given to the very one that asks: it meets itself.
             return connection.getsockname() != connection.getpeername()
     except OSError:

@@ -13,6 +13,7 @@ import shutil
 import time
 from typing import NamedTuple
 
+from ._addresses import from_here, url_host
 from ._files import (
     atomic_write,
     canonical_json,
@@ -76,8 +77,7 @@ def parse_wanted(params: dict) -> Wanted:
         raise GuardError(
             f"{params['settings_source']}: metrics_address, metrics_port and interval are needed: {error}"
         ) from None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    url = f"http://{'[' + host + ']' if ':' in host else host}:{port}/metrics"
+    url = f"http://{url_host(from_here(address))}:{port}/metrics"
     plist = parse_plist(GUARD_LABEL, params["plist"])
     service = Service(GUARD_LABEL, "started", plist, (params["plist"].strip() + "\n").encode("utf-8"))
     return Wanted({PROGRAM: program, SETTINGS: canonical_json(settings).encode("utf-8")}, service, url, interval)

@@ -15,10 +15,11 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 from ._files import atomic_write, canonical_json, make_directory, read_bytes, read_json
+from ._processes import alive
 
 FORMAT = 1
 DEPLOYMENTS = "deployments.json"
@@ -144,25 +145,52 @@ def is_defined(deployment: Mapping) -> bool:
     return any(deployment.get(key) for key in DEFINITION)
 
 
-def wanted_entries(deployments: Iterable[Mapping], purge: bool, state: State) -> dict:
-    """Return id to entry as it is to be. Without `purge` what is not named stays as it is.
+def wanted_entries(
+    deployments: Iterable[Mapping],
+    purge: bool,
+    state: State,
+    keep_hosts: Container = (),
+    keep_orders: bool = False,
+) -> dict:
+    """Return id to entry as it is to be. Without `purge`, and on `keep_hosts`, what is not named stays as it is.
 
     What is named without being described stays as it is too, if it is there. What is to be as it was before its last
-    change is so, where that is known.
+    change is so, where that is known. With `keep_orders` each model group stays with the orders that it has.
     """
     before = state.deployments or {}
-    wanted = {} if purge else dict(before)
+    wanted = {
+        name: stays for name, stays in before.items() if not purge or stays["model_info"].get("host") in keep_hosts
+    }
     for deployment in deployments:
         name = deployment["id"]
         if deployment.get("state") == "absent":
             wanted.pop(name, None)
         elif deployment.get("state") == "former" and name in state.former:
             wanted[name] = state.former[name]
-        elif is_defined(deployment) and deployment.get("state") != "kept":
+        elif is_defined(deployment):
             wanted[name] = entry(deployment)
         elif name in before:
             wanted[name] = before[name]
-    return wanted
+    return _in_orders_of(before, wanted) if keep_orders else wanted
+
+
+def _in_orders_of(before: Mapping, wanted: Mapping) -> dict:
+    """Return `wanted` (id to entry) with the orders of `before`; what is new in a group comes with its last ones."""
+    orders: dict = {}
+    for one in before.values():
+        orders.setdefault(one["model_name"], []).append(one["litellm_params"].get("order"))
+    found = {}
+    for name, one in wanted.items():
+        group, params = one["model_name"], one["litellm_params"]
+        if name in before and before[name]["model_name"] == group:
+            order = before[name]["litellm_params"].get("order")
+        elif group in orders:
+            order = max((known for known in orders[group] if known is not None), default=None)
+        else:
+            order = params.get("order")
+        params = {key: value for key, value in params.items() if key != "order"}
+        found[name] = {**one, "litellm_params": params if order is None else {**params, "order": order}}
+    return found
 
 
 def deployment_problems(deployments: Iterable[Mapping]) -> list:
@@ -201,6 +229,16 @@ def wanted_groups(model_groups: Iterable[Mapping]) -> dict:
     """Return the settings of the model groups that have any."""
     settings = {group["name"]: {key: list(group[key]) for key in FALLBACKS if group.get(key)} for group in model_groups}
     return {name: settings[name] for name in sorted(settings) if settings[name]}
+
+
+def groups_there(model_groups: Iterable[Mapping], after: Mapping) -> list:
+    """Return the model groups that have a deployment in `after` (id to entry), with those of their fallbacks alike."""
+    names = {deployment["model_name"] for deployment in after.values()}
+    return [
+        {**group, **{key: [other for other in group.get(key) or () if other in names] for key in FALLBACKS}}
+        for group in model_groups
+        if group["name"] in names
+    ]
 
 
 def group_problems(model_groups: Iterable[Mapping], after: Mapping) -> list:
@@ -251,7 +289,7 @@ def fleet_problems(named: Iterable[Mapping], after: Mapping, pausing: Pausing | 
         f"there is no deployment {deployment['id']}: give it a model_group, model and api_base to add it. "
         f"There are: {known}"
         for deployment in named
-        if deployment.get("state") not in ("absent", "kept") and deployment["id"] not in after
+        if deployment.get("state") != "absent" and deployment["id"] not in after
     )
     unknown = pausing and pause_file(pausing.owner) in state.broken and pausing.owner not in state.pauses
     if unknown and not pausing.only:
@@ -615,7 +653,7 @@ class Registry:
             for report in reports
             if isinstance(report, dict)
             and report.get("format") == FORMAT
-            and (report.get("container") or _alive(report["pid"]))
+            and (report.get("container") or alive(report["pid"]))
             and now - report["at"] <= REPORT_SECONDS
         ]
 
@@ -701,13 +739,3 @@ def _parsed(content: bytes | None) -> object | None:
         return None if content is None else json.loads(content)
     except ValueError:
         return None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -19,7 +19,7 @@ import time
 from typing import NamedTuple
 
 from ._command import run
-from ._files import exclusive, read_bytes, remove_file
+from ._files import exclusive, listing, read_bytes, remove_file
 from ._launchd import SYSTEM_FOLDER, Domain, Launchctl
 from ._model_index import INDEX, SERVER, read_index
 from ._names import GUARD_LABEL, INSTANCE_LABEL_PREFIX, LOCK_NAME, TLS_LABEL
@@ -170,7 +170,7 @@ class Mac:
 
     def _entries(self) -> list[Entry]:
         entries = []
-        for name in _listing(self.root):
+        for name in listing(self.root):
             path = os.path.join(self.root, name)
             folder = os.path.isdir(path) and not os.path.islink(path)
             kind = "folder" if folder else "link" if os.path.islink(path) else "file"
@@ -189,13 +189,13 @@ class Mac:
     def _jobs(self, domain: Domain) -> list[Job]:
         launchctl = Launchctl(domain)
         labels = {}
-        for file in _listing(domain.folder):
+        for file in listing(domain.folder):
             label = file[: -len(".plist")]
             path = os.path.join(domain.folder, file)
             if file.endswith(".plist") and is_ours(label, _plist(path), self.root):
                 labels[label] = path
         homes = os.path.join(self.root, "instances")
-        for name in _listing(homes):
+        for name in listing(homes):
             if os.path.isdir(os.path.join(homes, name)) and not name.startswith("."):
                 labels.setdefault(INSTANCE_LABEL_PREFIX + name, "")
         for folder, label in (("gateway", GATEWAY_LABEL), ("queue_guard", GUARD_LABEL), ("gateway_tls", TLS_LABEL)):
@@ -258,13 +258,6 @@ class Mac:
         for path, _folders, _files in os.walk(folder, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
-
-
-def _listing(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _plist(path: str) -> object:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ._command import run
-from ._files import read_json
+from ._files import listing, read_json
 from ._lms import Install, find_install
 
 VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]*")
@@ -118,7 +118,7 @@ def used_homes(homes: Iterable[str], instances: str) -> set[str]:
     An instance below `instances` is to run from them or may go back to them, or any process runs from them.
     """
     texts = [run(["/bin/ps", "-axww", "-o", "command="], timeout=30).out]
-    for name in _listing(instances):
+    for name in listing(instances):
         for file in ("instance.json", "status.json"):
             declared = read_json(os.path.join(instances, name, file))
             program = declared.get("llmster") if isinstance(declared, dict) else None
@@ -127,10 +127,3 @@ def used_homes(homes: Iterable[str], instances: str) -> set[str]:
         # What served last, as long as what came after it was not seen to.
         texts.append(str(former.get("declaration")) if isinstance(former, dict) and former.get("unfinished") else "")
     return {home for home in homes if any(home + os.sep in text for text in texts)}
-
-
-def _listing(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []

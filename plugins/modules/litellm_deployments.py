@@ -86,9 +86,8 @@ options:
           - Where O(owner) is set, V(present) and V(absent) lift the pause of that owner. Otherwise they lift none.
           - V(former) is there as it was before this module changed it last, where that is known, whatever else is said
             of it here. It lifts no pause. Not for O(registry=api).
-          - V(kept) stays as it is, paused or not, and is not there if it was not.
         type: str
-        choices: [present, paused, absent, former, kept]
+        choices: [present, paused, absent, former]
         default: present
       model_group:
         description:
@@ -187,6 +186,21 @@ options:
   purge:
     description:
       - Whether deployments that O(deployments) does not name are removed, and with them what O(owner) pauses of them.
+    type: bool
+    default: false
+  keep_hosts:
+    description:
+      - Macs (O(deployments[].host)) of which O(purge) removes nothing. What the gateway has there stays as it is,
+        unless O(deployments) names it. That may be less than is declared, so some of O(model_groups) may have no
+        deployment then, and are left out.
+    type: list
+    elements: str
+    default: []
+  keep_orders:
+    description:
+      - Whether O(deployments[].order) counts only in model groups that are new. In the others each deployment has the
+        one that it has already, if any, and one that is new comes with the last ones. For a part of the deployments,
+        which would not fit the order of the rest.
     type: bool
     default: false
   model_groups:
@@ -401,6 +415,7 @@ from ..module_utils._registry import (
     describe,
     fleet_problems,
     group_problems,
+    groups_there,
     groups_without_traffic,
     paused_by,
     places,
@@ -427,7 +442,7 @@ POLL_SECONDS = 0.1
 
 DEPLOYMENT = {
     "id": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["present", "paused", "absent", "former", "kept"], "default": "present"},
+    "state": {"type": "str", "choices": ["present", "paused", "absent", "former"], "default": "present"},
     "model_group": {"type": "str"},
     "model": {"type": "str"},
     "api_base": {"type": "str"},
@@ -503,15 +518,47 @@ def refuse(module, problems):
         module.fail_json(msg="Nothing has been changed. " + "\n".join(problems), problems=problems)
 
 
+def wanted_of(params, state):
+    """Return id to entry as it is to be, None where that is not said."""
+    if params["deployments"] is None:
+        return None
+    return wanted_entries(params["deployments"], params["purge"], state, params["keep_hosts"], params["keep_orders"])
+
+
+def model_groups_of(params, after):
+    """Return the model groups, None where they are not said. On Macs of `keep_hosts` some may still have to come."""
+    if params["model_groups"] is None or not params["keep_hosts"]:
+        return params["model_groups"]
+    return groups_there(params["model_groups"], after)
+
+
+def result_of(planned, paused):
+    """Return what the module tells of a plan, wherever the registry is."""
+    after = planned.state.deployments or {}
+    return {
+        "generation": planned.state.generation,
+        "routing": planned.state.routing,
+        "deployments": sorted(after),
+        "groups": {name: entry["model_name"] for name, entry in after.items()},
+        "places": places(after),
+        "added": planned.added,
+        "updated": planned.changed,
+        "removed": planned.removed,
+        "paused": paused,
+        "resumed": planned.resumed,
+        "workers": [],
+    }
+
+
 def apply(module, registry, asked):
     """Plan and write; return the plan and its diff. Fails the module when the outcome could not work."""
     params = module.params
     state = registry.read()
-    wanted = None if params["deployments"] is None else wanted_entries(params["deployments"], params["purge"], state)
+    wanted = wanted_of(params, state)
     after = (state.deployments or {}) if wanted is None else wanted
     if asked and params["purge"] and wanted is not None:
         asked = without_unknown(asked, wanted, state)
-    model_groups = params["model_groups"]
+    model_groups = model_groups_of(params, after)
     found = fleet_problems(params["deployments"] or [], after, asked, state)
     refuse(module, found + group_problems(model_groups or [], after))
     groups = None if model_groups is None else wanted_groups(model_groups)
@@ -597,9 +644,10 @@ def apply_api(module, registry, asked):
     tokens = {deployment["id"]: deployment["api_key"] or NO_TOKEN for deployment in given}
     actual, problem = look_at_api(module, registry, tokens)
     state, now = actual.state, time.time()
-    wanted = None if params["deployments"] is None else wanted_entries(given, params["purge"], state)
+    wanted = wanted_of(params, state)
     after = state.deployments if wanted is None else wanted
-    problems = fleet_problems(given, after, asked, state) + group_problems(params["model_groups"] or [], after)
+    model_groups = model_groups_of(params, after) or []
+    problems = fleet_problems(given, after, asked, state) + group_problems(model_groups, after)
     refuse(module, problems + foreign_problems(after, actual.foreign, registry.url))
     planned = plan(wanted, None, None, asked, state, now)
     todo = calls(actual, planned.state, now)
@@ -612,20 +660,12 @@ def apply_api(module, registry, asked):
         if todo and params["timeout"] > 0:
             registry.wait(planned.state, tokens, params["reload_interval"], params["timeout"])
     diff = file_diff(registry.url, describe(state), describe(planned.state, state))
+    found = result_of(planned, paused_by(state if module.check_mode else planned.state, now))
     return {
+        **found,
         **({"problem": problem} if problem else {}),
         "changed": bool(todo),
-        "generation": planned.state.generation,
         "routing": None,
-        "deployments": sorted(planned.state.deployments),
-        "groups": {name: entry["model_name"] for name, entry in planned.state.deployments.items()},
-        "places": places(planned.state.deployments),
-        "added": planned.added,
-        "updated": planned.changed,
-        "removed": planned.removed,
-        "paused": paused_by(state if module.check_mode else planned.state, now),
-        "resumed": planned.resumed,
-        "workers": [],
         "diff": diff if todo else {"before": "", "after": ""},
     }
 
@@ -642,6 +682,8 @@ def main():
             "reload_interval": {"type": "float", "default": 30},
             "deployments": {"type": "list", "elements": "dict", "options": DEPLOYMENT},
             "purge": {"type": "bool", "default": False},
+            "keep_hosts": {"type": "list", "elements": "str", "default": []},
+            "keep_orders": {"type": "bool", "default": False},
             "model_groups": {"type": "list", "elements": "dict", "options": MODEL_GROUP},
             "routing": {"type": "str", "choices": list(ROUTINGS)},
             "owner": {"type": "str", "choices": list(OWNERS)},
@@ -679,21 +721,8 @@ def main():
         module.fail_json(msg=str(error))
     except (LockTimeoutError, OSError) as error:
         module.fail_json(msg=f"{registry.folder}: {error}")
-    result = {
-        "changed": bool(planned.files),
-        "generation": planned.state.generation,
-        "routing": planned.state.routing,
-        "deployments": sorted(planned.state.deployments or {}),
-        "groups": {name: entry["model_name"] for name, entry in (planned.state.deployments or {}).items()},
-        "places": places(planned.state.deployments or {}),
-        "added": planned.added,
-        "updated": planned.changed,
-        "removed": planned.removed,
-        "paused": paused_by(registry.read() if module.check_mode else planned.state, time.time()),
-        "resumed": planned.resumed,
-        "workers": [],
-        "diff": diff,
-    }
+    paused = paused_by(registry.read() if module.check_mode else planned.state, time.time())
+    result = {**result_of(planned, paused), "changed": bool(planned.files), "diff": diff}
     if module.check_mode:
         missing = waiting_for(registry.workers(time.time()), registry.read(), module.params["workers"])
         if missing:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from ansible_collections.lmfleet.mac.plugins.module_utils._addresses import EVERYWHERE, url_host
 from ansible_collections.lmfleet.mac.plugins.plugin_utils import fleet_routing, load_settings, memory_plan
 from ansible_collections.lmfleet.mac.plugins.plugin_utils.model_sources import (
     model_files,
@@ -327,7 +328,7 @@ def _instances(
             report(where, "serves no model. Name at least one of lmfleet_models.")
         models = _models_of_instance(host, instance, catalogue, lambda what, where=where: report(where, what))
         # A server that listens everywhere is asked at loopback from its own Mac.
-        local = "127.0.0.1" if bind_address in ("0.0.0.0", "::") else bind_address
+        local = "127.0.0.1" if bind_address in EVERYWHERE else bind_address
         reached = bind_address if _is_loopback(bind_address) else host.address
         status_port = _status_port(instance) if guarded else None
         planned.append(
@@ -335,10 +336,10 @@ def _instances(
                 "name": instance["name"],
                 "port": instance["port"],
                 "address": bind_address,
-                "url": f"http://{_url_host(local)}:{instance['port']}",
-                "api_base": f"http://{_url_host(reached)}:{instance['port']}/v1",
+                "url": f"http://{url_host(local)}:{instance['port']}",
+                "api_base": f"http://{url_host(reached)}:{instance['port']}/v1",
                 "status_port": status_port,
-                "status_url": f"http://{_url_host(reached)}:{status_port}/status" if status_port else None,
+                "status_url": f"http://{url_host(reached)}:{status_port}/status" if status_port else None,
                 "models": models,
                 "runtimes": _runtimes(instance, lambda what, where=where: report(where, what)),
             }
@@ -589,7 +590,7 @@ def _model_cache(hosts: Mapping[str, Host], macs: list[str], plan: Plan) -> dict
             plan.hosts[other]["models"] = [
                 {
                     **{key: file[key] for key in ("name", "path", "sha256")},
-                    "url": f"http://{_url_host(host.address)}:{port}/{quote(file['path'])}",
+                    "url": f"http://{url_host(host.address)}:{port}/{quote(file['path'])}",
                 }
                 for file in plan.hosts[other]["models"]
             ]
@@ -613,7 +614,3 @@ def _is_address(text: str) -> bool:
 
 def _is_loopback(text: str) -> bool:
     return _is_address(text) and ipaddress.ip_address(text).is_loopback
-
-
-def _url_host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

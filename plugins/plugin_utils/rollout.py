@@ -21,8 +21,8 @@ class Deployment:
     """A deployment that the gateways have, or will have.
 
     `state`: "serving"; "held" by a pause that is none of a roll-out's business; "paused" by nothing but a roll-out that
-    was cut off; "down" otherwise; "new" where no gateway knows it yet, "missing" where not every gateway does.
-    `declared`: whether there is to be one.
+    was cut off; "down" otherwise; "new" where no gateway knows it yet. `declared`: whether there is to be one.
+    `lacking`: the gateways that do not have it, while others do.
     """
 
     id: str
@@ -31,6 +31,12 @@ class Deployment:
     instance: str
     state: str = "serving"
     declared: bool = True
+    lacking: frozenset[str] = frozenset()
+
+    @property
+    def missing(self) -> bool:
+        """Whether it serves, and a gateway has to learn of it."""
+        return self.declared and self.state == "serving" and bool(self.lacking)
 
     @property
     def stays(self) -> bool:
@@ -84,7 +90,7 @@ class Batch:
     """Instances that are changed at the same time.
 
     `paused`: the deployments that get no requests meanwhile, `left`: how many each of their groups keeps, `added`:
-    deployments that no gateway knows before, and that serve afterwards, `missing`: those that some of them know.
+    deployments that no gateway knows before, and that serve afterwards, `missing`: those that one of them has to learn.
     """
 
     changes: list[Change]
@@ -163,9 +169,9 @@ def from_results(
     """Return batches, rows and problems from what modules have told, as plain values.
 
     `needs`: by host, the instances of lmstudio_instances; `declared`: the deployments of the fleet plan; `registered`:
-    of each gateway groups and paused, as litellm_deployments returns them; `unreachable`: Macs that are left out, so
-    that nobody knows whether they serve; `silent`: ids of deployments that do not answer. Raises ValueError as
-    plan_rollout does.
+    of each gateway its name, and groups, paused and places as litellm_deployments returns them; `unreachable`: Macs
+    that are left out, so that nobody knows whether they serve; `silent`: ids of deployments that do not answer. Raises
+    ValueError as plan_rollout does.
     """
     changes = [_change(host, entry) for host, entries in needs.items() for entry in entries if _needs(entry)]
     entries = {(host, entry["name"]): entry for host, found in needs.items() for entry in found}
@@ -241,20 +247,15 @@ class _Fleet:
         self._places: dict[tuple[str, str], list[Deployment]] = {}
         for one in self._all:
             self._places.setdefault((one.host, one.instance), []).append(one)
-        self._serving = {one for one in self._all if one.state == "serving"}
-        self._known = {one for one in self._all if one.state != "new"}
-        self._count()
-
-    def _count(self) -> None:
-        self._serve = Counter(one.group for one in self._serving)
-        self._whole = Counter(one.group for one in self._known)
+        # One that lacks nothing, and those that do: each has clients of its own.
+        gateways = ["", *sorted({name for one in self._all for name in one.lacking})]
+        self._views = [_View(gateway, self._all) for gateway in gateways]
 
     def advance(self, batch: Iterable[Change]) -> None:
         """Go on to the time when the batch has had its turn."""
         touched = {one for change in batch for one in self.at(change)}
-        self._serving = (self._serving - touched) | {one for one in touched if one.stays}
-        self._known = (self._known - touched) | {one for one in touched if one.declared}
-        self._count()
+        for view in self._views:
+            view.learn(touched)
 
     def at(self, change: Change) -> list[Deployment]:
         """Return the deployments of the instance that is changed."""
@@ -262,35 +263,41 @@ class _Fleet:
 
     def out(self, batch: Iterable[Change]) -> list[Deployment]:
         """Return what serves, and does not while the batch is changed."""
-        return [one for change in batch for one in self.at(change) if one in self._serving and change.interrupts(one)]
+        serving = self._views[0].serving
+        return [one for change in batch for one in self.at(change) if one in serving and change.interrupts(one)]
 
     def gain(self, batch: Iterable[Change]) -> int:
         """Return how many more deployments serve when the batch has had its turn, for good."""
         touched = [one for change in batch for one in self.at(change)]
-        return sum(one.stays - (one.state == "serving") for one in touched)
+        return sum(one.stays - (one.state == "serving" and not one.missing) for one in touched)
 
     def troubles(self, out: Iterable[Deployment]) -> list[str]:
-        """Return one line for each model group that has too little without `out`."""
-        troubles = []
-        by_group: dict[str, list[Deployment]] = {}
-        for one in out:
-            by_group.setdefault(one.group, []).append(one)
-        for group, members in sorted(by_group.items()):
-            left = self._serve[group] - len(members)
-            if group in self._departing or self._enough(group, members, left):
-                continue
-            where = ", ".join(dict.fromkeys(f"{one.instance} on {one.host}" for one in members))
-            troubles.append(
-                f"model group {group}: to change {where} leaves {left} of {self._serve[group]} serving deployments, "
-                f"{self._promise()}. Add a deployment to the group elsewhere, or accept that its requests fail "
-                "meanwhile: lmfleet_allow_downtime: true"
-            )
-        return troubles
+        """Return one line for each model group that has too little without `out`, at one gateway or at all."""
+        troubles: dict[str, str] = {}
+        out = list(out)
+        for view in self._views:
+            for group, members in view.by_group(out).items():
+                if group in self._departing or group in troubles or self._enough(view, group, members):
+                    continue
+                where = ", ".join(dict.fromkeys(f"{one.instance} on {one.host}" for one in members))
+                serve = view.serve[group]
+                troubles[group] = (
+                    f"model group {group}: to change {where} leaves {serve - len(members)} of {serve} serving "
+                    f"deployments{view.gateway and f' at gateway {view.gateway}'}, {self._promise()}. Add a deployment "
+                    "to the group elsewhere, or accept that its requests fail meanwhile: lmfleet_allow_downtime: true"
+                )
+        return [troubles[group] for group in sorted(troubles)]
 
-    def _enough(self, group: str, out: list[Deployment], left: int) -> bool:
+    def _enough(self, view: _View, group: str, out: list[Deployment]) -> bool:
+        left = view.serve[group] - len(out)
         if self._policy.min_capacity is None:
             return left >= 1 and len({one.host for one in out}) == 1
-        return left >= amount(self._policy.min_capacity, self._whole[group], least=0, up=True)
+        return left >= amount(self._policy.min_capacity, view.whole[group], least=0, up=True)
+
+    def _left(self, group: str, out: Collection[Deployment]) -> int:
+        """Return how many serve without `out`: at the gateway with the fewest, of those that lose any."""
+        losses = {view: len(view.by_group(out).get(group, ())) for view in self._views}
+        return min(view.serve[group] - loss for view, loss in losses.items() if loss or view is self._views[0])
 
     def _promise(self) -> str:
         if self._policy.min_capacity is None:
@@ -301,14 +308,42 @@ class _Fleet:
         pairs = [(change, one) for change in batch for one in self.at(change)]
         known = [(change, one) for change, one in pairs if one.state != "new"]
         paused = {one for change, one in known if one.state == "paused" or change.interrupts(one)}
-        out = Counter(one.group for one in self.out(batch))
+        out = self.out(batch)
         return Batch(
             batch,
             sorted(one.id for one in paused),
-            {group: self._serve[group] - out[group] for group in sorted({one.group for one in paused})},
+            {group: self._left(group, out) for group in sorted({one.group for one in paused})},
             sorted(one.id for _change, one in pairs if one.state == "new"),
-            sorted(one.id for _change, one in known if one.state == "missing" and one not in paused),
+            sorted(one.id for _change, one in known if one.missing and one not in paused),
         )
+
+
+class _View:
+    """What a gateway knows at a time of the roll-out, and what serves; `whole` and `serve` of each model group."""
+
+    def __init__(self, gateway: str, deployments: Iterable[Deployment]) -> None:
+        self.gateway = gateway
+        self._known = {one for one in deployments if one.state != "new" and gateway not in one.lacking}
+        self.serving = {one for one in self._known if one.state == "serving"}
+        self._count()
+
+    def _count(self) -> None:
+        self.serve = Counter(one.group for one in self.serving)
+        self.whole = Counter(one.group for one in self._known)
+
+    def learn(self, touched: set[Deployment]) -> None:
+        """Take in deployments that have had their turn."""
+        self.serving = (self.serving - touched) | {one for one in touched if one.stays}
+        self._known = (self._known - touched) | {one for one in touched if one.declared}
+        self._count()
+
+    def by_group(self, out: Iterable[Deployment]) -> dict[str, list[Deployment]]:
+        """Return what it loses without `out`, by model group."""
+        lost: dict[str, list[Deployment]] = {}
+        for one in out:
+            if one in self.serving:
+                lost.setdefault(one.group, []).append(one)
+        return lost
 
 
 def _units(fleet: _Fleet, changes: list[Change]) -> tuple[list[Change], list[list[Change]]]:
@@ -379,12 +414,9 @@ def _resumptions(
     deployments: Iterable[Deployment], changes: Iterable[Change], known: Collection[tuple[str, str]]
 ) -> list[Change]:
     """Return the instances, of those `known`, that need nothing but that the gateways send them requests."""
-    why = {
-        "paused": "a run that was cut off has paused it",
-        "new": "the gateways do not know it yet",
-        "missing": "not every gateway knows it yet",
-    }
-    waiting = {(one.host, one.instance): why[one.state] for one in deployments if one.state in why}
+    why = {"paused": "a run that was cut off has paused it", "new": "the gateways do not know it yet"}
+    waiting = {(one.host, one.instance): "not every gateway knows it yet" for one in deployments if one.missing}
+    waiting |= {(one.host, one.instance): why[one.state] for one in deployments if one.state in why}
     changing = {(change.host, change.instance) for change in changes}
     return [
         Change(*place, "resume", reason, frozenset())
@@ -407,7 +439,8 @@ def _deployments(
 ) -> list[Deployment]:
     """Return what the gateways route to now, as far as it is declared or about to go, and what they will route to.
 
-    Where no gateway has told what it knows, nothing is known to be new. One that has nothing yet lacks nothing.
+    Where no gateway has told what it knows, nothing is known to be new. One that has nothing yet has no clients, and
+    lacks nothing.
     """
     wanted = {entry["id"]: entry for entry in declared}
     places = {name: (change.host, change.instance) for change in changes for name in change.deployments}
@@ -431,13 +464,13 @@ def _deployments(
             state = "paused"
         elif host in unreachable or name in silent or not _answers(name, host, entries.get((host, instance))):
             state = "down"
-        elif name in wanted and any(gateway["groups"] and name not in gateway["groups"] for gateway in gateways):
-            state = "missing"
         else:
             state = "serving"
-        if name in groups or (gateways and name in wanted):
-            group = groups[name] if name in groups else wanted[name]["model_group"]
-            found.append(Deployment(name, group, host, instance, state, name in wanted))
+        if name in groups:
+            lacking = frozenset(one["gateway"] for one in gateways if one["groups"] and name not in one["groups"])
+            found.append(Deployment(name, groups[name], host, instance, state, name in wanted, lacking))
+        elif gateways and name in wanted:
+            found.append(Deployment(name, wanted[name]["model_group"], host, instance, state))
     return found
 
 

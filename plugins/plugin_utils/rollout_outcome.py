@@ -28,7 +28,8 @@ def outcome(
 
     In it, `in_the_way` has lines on gateways that kept the part from being changed. `untouched` says by host why it was
     not changed or got back at once what it had, `mute` why it is to get that back now. `gone` and `new` are ids that
-    the gateways have to forget and to learn, `asked` those that are asked, `silent` by id why it does not serve,
+    the gateways have to forget and to learn, `asked` those that are asked, of which what is `doubtful` will hardly
+    answer: it could not be changed and does not serve as before either. `silent` has by id why it does not serve,
     `resumed` those that do: what was not changed because it answers all the time is not asked, for it would be the
     last in a queue. What an instance has given up for others stays paused: it may be put back until the run ends.
     `behind` has lines on gateways that were not told. `well`: nothing of that went wrong.
@@ -37,6 +38,7 @@ def outcome(
     untouched = _untouched(part["hosts"], macs, bool(in_the_way))
     deaf = {host: _why(macs[host]["health"]) for host in part["hosts"] if _bad(macs[host]["health"])}
     changed = [host for host in part["hosts"] if host not in untouched and host not in deaf]
+    deployments = list(deployments)
     places = {one["id"]: one["host"] for one in deployments}
     places |= {name: host for host, names in part["out"].items() for name in names}
     leaving = [name for name in part["removed"] if places[name] in changed]
@@ -58,6 +60,7 @@ def outcome(
         "gone": gone,
         "new": new,
         "asked": asked,
+        "doubtful": _doubtful(part["hosts"], deployments, macs),
         "silent": silent,
         "resumed": at_work + [name for name in asked if name not in silent],
         "behind": behind,
@@ -83,7 +86,8 @@ def to_put_back(
         last = batch is done[-1]
         mute = outcome["mute"] if last else {}
         hosts = batch["replaced"] if whole or (last and worse) else mute
-        hosts = [host for host in batch["replaced"] if host in hosts and host not in outcome["untouched"]]
+        as_before = outcome["untouched"] if last else ()
+        hosts = [host for host in batch["replaced"] if host in hosts and host not in as_before]
         if hosts:
             replaced = {host: batch["replaced"][host] for host in hosts}
             gained = [
@@ -141,6 +145,20 @@ def _untouched(
         for host in hosts
         if _bad(macs[host]["idle"]) or _bad(macs[host]["run"])
     }
+
+
+def _doubtful(
+    hosts: Iterable[str],
+    deployments: Iterable[Mapping[str, Any]],
+    macs: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> list[str]:
+    serving: dict[str, set[str]] = {}
+    for host in hosts:
+        run = macs[host]["run"]
+        if _bad(run):
+            found = run.get("instances", ())
+            serving[host] = {entry["name"] for entry in found if entry["ready"] or entry["restored"]}
+    return [one["id"] for one in deployments if one["host"] in serving and one["instance"] not in serving[one["host"]]]
 
 
 def _at_work(macs: Mapping[str, Mapping[str, Mapping[str, Any]]], drained: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -138,6 +138,8 @@ def lasting_processes(fleet):
 
 
 def test_what_differs_is_found_and_mended(scaled, verify):
+    runner = runner_of_gateway(scaled)
+    scaled.on("mac-1", f"sed -i '$a # of another version of the collection' {ROOT}/gateway/gateway_runner.py")
     lms(scaled, "mac-1", "many", "load", "pretender", "-y", "--identifier", "mine", "--ttl", "600")
     scaled.on("mac-1", f"sed -i s/Interactive/Background/ {AGENTS}/lmfleet.instance.more.plist")
     scaled.on("mac-1", f"sed -i s/allowed_fails:.1/allowed_fails:\\ 9/ {ROOT}/gateway/current/config.yaml")
@@ -166,6 +168,8 @@ def test_what_differs_is_found_and_mended(scaled, verify):
         ("fake-llm.gguf", "is missing"),
         ("settings of the Mac", "differs in 2 lines"),
     }
+    assert "gateway_runner.py" in {what for what, _problem in found["mac-1"]}
+    assert (runner_of_gateway(scaled)[0], runner_of_gateway(scaled)[1] == runner[1]) == (runner[0], False)
     run.said("mac-1 lmstudio_instances instance many mine is loaded, and not declared", "mac-1, mac-2")
 
     scaled.play().succeeded()
@@ -173,7 +177,14 @@ def test_what_differs_is_found_and_mended(scaled, verify):
     assert scaled.play().succeeded().changed == UNCHANGED
     assert_as_declared(scaled)
     assert_set_up(scaled)
+    assert runner_of_gateway(scaled) == runner
     verify()[0].succeeded()
+
+
+def runner_of_gateway(fleet):
+    """Return the process of the gateway's runner, and what program it is."""
+    status = json.loads(fleet.read("mac-1", f"{ROOT}/gateway/status.json"))
+    return status["pid"], status["program"]
 
 
 def test_a_mac_that_cannot_be_reached_is_named_and_hides_no_other(scaled, verify, tmp_path):
@@ -198,7 +209,7 @@ STRANGERS = [
 ]
 
 
-def test_reset_of_one_mac_removes_what_is_ours_and_nothing_else(scaled):
+def test_reset_of_one_mac_removes_what_is_ours_and_nothing_else(scaled, tmp_path):
     for command in STRANGERS:
         scaled.on("mac-2", command)
     before = names(scaled, "mac-2")
@@ -213,7 +224,10 @@ def test_reset_of_one_mac_removes_what_is_ours_and_nothing_else(scaled):
     pid = scaled.status("mac-2", "copies")["pid"]
     scaled.on("mac-2", f"kill -9 {pid}")  # its llmster is nobody's child now
     confirmed = ("--limit", "mac-2", "-e", "reset_confirm=yes")
-    assert scaled.play(*confirmed, playbook="reset.yml").succeeded().changed["mac-2"]
+    # What is no longer declared goes as well.
+    fewer = scaled.copy(tmp_path)
+    fewer.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["lmfleet_instances"].pop()
+    assert fewer.play(*confirmed, playbook="reset.yml").succeeded().changed["mac-2"]
     registered = scaled.read("mac-1", f"{ROOT}/gateway/registry/deployments.json")
     assert "mac-1-many-pretender" in registered and "mac-2-" not in registered
     assert scaled.on("mac-2", f"ls {ROOT}").split() == ["models", "models.json", "notes.txt"]

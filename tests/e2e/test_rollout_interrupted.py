@@ -11,7 +11,7 @@ import pytest
 
 from as_declared import assert_as_declared
 from fleet_under_test import Run
-from live_fleet import REGISTRY, UNCHANGED, paused, repaired, slim, stopped, wait_for
+from live_fleet import UNCHANGED, paused, registered, repaired, slim, stopped, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
@@ -87,8 +87,7 @@ def test_a_mac_that_cannot_be_reached_is_left_out_on_request(live, traffic, tmp_
         run = new.play("-e", "lmfleet_ignore_unreachable=true", "-e", "lmfleet_allow_downtime=true")
         assert run.code == UNREACHABLE, run.output
         assert_as_declared(new, "mac-1")
-        known = json.loads(live.read("mac-1", f"{REGISTRY}/deployments.json"))["deployments"]
-        places = {one["model_info"]["id"]: one["litellm_params"]["api_base"] for one in known}
+        places = {name: one["litellm_params"]["api_base"] for name, one in registered(live).items()}
         assert places["mac-1-chat-a-pretender"].endswith(":1254/v1")
         assert places["mac-2-chat-a-pretender"].endswith(":1244/v1"), "nobody has told mac-2 to move"
         del mac_2["ansible_port"]
@@ -97,6 +96,8 @@ def test_a_mac_that_cannot_be_reached_is_left_out_on_request(live, traffic, tmp_
 
 def test_macs_outside_of_the_limit_count_as_serving_when_they_answer(live, traffic, tmp_path):
     new = slim(live, tmp_path, port=1274, length=5000)
+    [there, *_others] = new.hosts["all"]["children"]["macs"]["hosts"]["mac-2"]["lmfleet_instances"]
+    there["name"] = "chat-z"  # while nobody looks at mac-2, the gateway goes on with what is there
     with traffic:
         traffic.wait_for(8)
         live.plug("mac-2", "down")
@@ -109,6 +110,7 @@ def test_macs_outside_of_the_limit_count_as_serving_when_they_answer(live, traff
         assert refused.changed == {"mac-1": 0}
         new.play("--limit", "mac-1").succeeded()
         assert_as_declared(new, "mac-1")
+        assert "mac-2-chat-a-pretender" in registered(new)
         repaired(new, traffic)
 
 

@@ -45,11 +45,6 @@ def test_a_second_run_changes_nothing_and_restarts_nothing(served):
     run.said("mac-2 chat-b 1235 pretender-embed default ready", f"Clients: http://{NETWORK}.11:4000/v1")
 
 
-def test_check_mode_after_it_reports_nothing(served):
-    run = served.play("--check", "--diff").succeeded()
-    assert run.changed == {"mac-1": 0, "mac-2": 0}
-
-
 def test_a_real_model_answers_in_a_stream(served):
     with served.ask("/v1/chat/completions", chat("smollm2-135m-instruct", max_tokens=24, stream=True)) as response:
         assert response.headers["x-litellm-model-id"] == "mac-1-chat-a-smollm2-135m-instruct"
@@ -152,8 +147,15 @@ def test_a_rebooted_mac_serves_again_by_itself(served):
         answers(served, deployment)
 
 
-def test_after_all_that_a_run_changes_nothing(served):
-    assert served.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+def test_after_all_that_two_runs_at_once_change_nothing(served):
+    processes = [served.start(), served.start()]
+    runs = [Run(process, process.communicate()[0]) for process in processes]
+    assert any(run.code == 0 for run in runs), runs[0].output
+    for run in runs:
+        if run.code:
+            run.said("Another run works on this fleet")
+        else:
+            assert run.changed == {"mac-1": 0, "mac-2": 0}
 
 
 EVERY_SETTING = {
@@ -205,31 +207,9 @@ def test_every_setting_arrives_and_loads_that_model_anew_only(served, tmp_path):
     assert served.status("mac-1", "chat-a")["models"][0]["parallel"] == 4
     assert_as_declared(tuned)
     assert tuned.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
-    served.play().succeeded()
 
 
-def test_a_change_that_does_not_fit_is_refused_by_what_lm_studio_estimates(served, tmp_path):
-    files = "find /Users/admin/.lmfleet/instances -name instance.json -ls -o -name '*.gguf.json' -ls"
-    before = {host: served.on(host, files) for host in ("mac-1", "mac-2")}, served.daemons()
-    large = served.copy(tmp_path)
-    large.variables["macs"]["lmfleet_memory_reserve_mb"] = 63000
-    assert large.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
-    large.variables["macs"]["lmfleet_instances"][1]["models"][0] = {"name": "pretender", "load": {"parallel": 2}}
-    run = large.play()
-    assert run.code != 0
-    run.said(
-        "Nothing has been changed", "2536 MB are for models", "chat-b pretender - - -", "all estimated by LM Studio"
-    )
-    assert ({host: served.on(host, files) for host in ("mac-1", "mac-2")}, served.daemons()) == before
-    large.variables["macs"]["lmfleet_memory_policy"] = "warn"
-    run = large.play().succeeded()
-    run.said("[WARNING]", "all estimated by LM Studio")
-    assert served.status("mac-2", "chat-b")["models"][0]["parallel"] == 2
-    assert large.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
-    served.play().succeeded()
-
-
-def test_without_the_queue_guard_nothing_of_it_is_left_and_nothing_is_loaded_anew(served, tmp_path):
+def test_without_the_queue_guard_nothing_of_it_is_left_and_no_daemon_starts_anew(served, tmp_path):
     guard = "system/lmfleet.queue_guard"
     traces = [
         str(Path(GUARD_LOG).parent),
@@ -255,6 +235,26 @@ def test_without_the_queue_guard_nothing_of_it_is_left_and_nothing_is_loaded_ane
     assert daemons() == before
 
 
+def test_a_change_that_does_not_fit_is_refused_by_what_lm_studio_estimates(served, tmp_path):
+    files = "find /Users/admin/.lmfleet/instances -name instance.json -ls -o -name '*.gguf.json' -ls"
+    before = {host: served.on(host, files) for host in ("mac-1", "mac-2")}, served.daemons()
+    large = served.copy(tmp_path)
+    large.variables["macs"]["lmfleet_memory_reserve_mb"] = 63000
+    assert large.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+    large.variables["macs"]["lmfleet_instances"][1]["models"][0] = {"name": "pretender", "load": {"parallel": 2}}
+    run = large.play()
+    assert run.code != 0
+    run.said(
+        "Nothing has been changed", "2536 MB are for models", "chat-b pretender - - -", "all estimated by LM Studio"
+    )
+    assert ({host: served.on(host, files) for host in ("mac-1", "mac-2")}, served.daemons()) == before
+    large.variables["macs"]["lmfleet_memory_policy"] = "warn"
+    run = large.play().succeeded()
+    run.said("[WARNING]", "all estimated by LM Studio")
+    assert served.status("mac-2", "chat-b")["models"][0]["parallel"] == 2
+    assert large.play().succeeded().changed == {"mac-1": 0, "mac-2": 0}
+
+
 def test_a_removed_instance_is_stopped_and_its_deployments_forgotten(served, tmp_path):
     smaller = served.copy(tmp_path)
     smaller.variables["macs"]["lmfleet_instances"].pop()
@@ -265,17 +265,6 @@ def test_a_removed_instance_is_stopped_and_its_deployments_forgotten(served, tmp
         served.ask("/v1/chat/completions", chat("mac-2-chat-b-pretender"))
     served.play().succeeded()
     answers(served, "mac-2-chat-b-pretender")
-
-
-def test_two_runs_at_once_do_no_harm(served):
-    processes = [served.start(), served.start()]
-    runs = [Run(process, process.communicate()[0]) for process in processes]
-    assert any(run.code == 0 for run in runs), runs[0].output
-    for run in runs:
-        if run.code:
-            run.said("Another run works on this fleet")
-        else:
-            assert run.changed == {"mac-1": 0, "mac-2": 0}
 
 
 def test_a_gateway_that_is_gone_does_not_stop_the_others(served, tmp_path):
@@ -301,15 +290,11 @@ def test_the_built_collection_runs_from_an_empty_path(served, tmp_path):
         check=True,
         capture_output=True,
     )
-    run = served.play("--check", playbook="lmfleet.mac.site", ANSIBLE_COLLECTIONS_PATH=str(tmp_path / "installed"))
-    assert run.succeeded().output
+    installed = {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "installed")}
+    run = served.play("--check", "--diff", playbook="lmfleet.mac.site", **installed)
+    assert run.succeeded().changed == {"mac-1": 0, "mac-2": 0}
     report = tmp_path / "report.json"
-    served.play(
-        "-e",
-        f"verify_json={report}",
-        playbook="lmfleet.mac.verify",
-        ANSIBLE_COLLECTIONS_PATH=str(tmp_path / "installed"),
-    )
+    served.play("-e", f"verify_json={report}", playbook="lmfleet.mac.verify", **installed)
     assert json.loads(report.read_text())["drift"] == []
 
 

@@ -48,8 +48,11 @@ def change(gateway, installation, backends):
     return change
 
 
-def test_settings_workers_key_and_version_change_at_once(gateway, change, installation, backends):
+def test_runner_settings_workers_key_and_version_change_at_once(gateway, change, installation, backends):
     """Another lock is another virtual environment; what is in it is the same here, so that nothing is downloaded."""
+    runner, pid, program = installation.root / "gateway_runner.py", gateway.status()["pid"], gateway.status()["program"]
+    runner.write_text(f"{runner.read_text()}# of another version of the collection\n")
+    gateway.wait_until(lambda: gateway.status()["program"] != program)
     former_environment = environment_in_use(installation)
     before = {report["pid"] for report in gateway.reports()}
     former, new = gateway.key, "sk-changed-0123456789"
@@ -63,6 +66,7 @@ def test_settings_workers_key_and_version_change_at_once(gateway, change, instal
         "litellm_requirements": second_environment(installation),
     }
     output = change(key=lambda: gateway.key, litellm_master_key_grace=600, **variables)
+    assert (gateway.status()["pid"], gateway.status()["program"]) == (pid, program)
     assert gateway.key == new
     assert new not in output
     assert former not in output

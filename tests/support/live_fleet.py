@@ -47,6 +47,12 @@ def slim(fleet: Fleet, folder, port: int = 1244, length: int = 6000) -> Fleet:
     return declare(changed(fleet, folder, context_length=length), [{"name": "chat-a", "port": port}])
 
 
+def registered(fleet: Fleet) -> dict[str, dict]:
+    """Return by id what the gateway on mac-1 routes to."""
+    known = json.loads(fleet.read("mac-1", f"{REGISTRY}/deployments.json"))["deployments"]
+    return {one["model_info"]["id"]: one for one in known}
+
+
 def paused(fleet: Fleet, owner: str) -> set[str]:
     try:
         return set(json.loads(fleet.read("mac-1", f"{REGISTRY}/paused/{owner}.json"))["paused"])

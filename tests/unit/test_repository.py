@@ -22,8 +22,6 @@ ON_A_MAC = [
     *sorted((REPOSITORY / "plugins" / "module_utils").glob("*.py")),
     *sorted((REPOSITORY / "roles").glob("*/files/**/*.py")),
 ]
-#: What is there beside the standard library where a module, or the instance runner, runs.
-OWN = ("ansible.module_utils", "ansible_collections.lmfleet.mac.plugins.module_utils", "instance_runner")
 LOCKS = [*sorted((REPOSITORY / "requirements").glob("*.txt")), *sorted((REPOSITORY / "roles").glob("*/files/*.txt"))]
 # Joined here, so that this file does not name them either.
 REGISTRY_HOSTS = [

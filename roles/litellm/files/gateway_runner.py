@@ -8,6 +8,7 @@ answer what it has in hand, and end. So no request fails, whatever is different.
 ended and named in ``status.json``, and the former one goes on.
 
 SIGHUP starts the release in use anew in the same way. SIGTERM ends everything. A server that dies is started again.
+When the file of this program becomes another one, the process goes on as that, with the socket and the servers it has.
 The servers' output goes to ``logs/gateway.log``, of which a few parts of limited size are kept.
 
 Needs nothing but the Python 3.9 of the Command Line Tools.
@@ -19,6 +20,7 @@ import collections
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import signal
@@ -40,8 +42,14 @@ REPORT_FRESH = 10.0  # seconds after which the report of a worker counts as stal
 STOP_TIMEOUT = 30.0  # seconds that requests get to end when the job is stopped
 PORT_TIMEOUT = 3.0  # seconds to wait for a port that somebody has
 RESTART_AFTER = 5.0  # seconds between two starts of a server that dies
+CHECK_TIMEOUT = 30.0  # seconds that another program gets to show that it can be one
 BACKLOG = 2048
 LAST_LINES = 25
+
+PROGRAM = os.path.abspath(__file__)
+CHECK = "--check"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HANDED_OVER = "LMFLEET_HANDED_OVER"  # the environment variable in which one program tells the next what it has
 
 
 class ReleaseError(Exception):
@@ -157,26 +165,66 @@ class Log:
         os.close(former)
 
 
+class Inherited:
+    """The process of a server that a former program of this process has started: as much of Popen as is used here."""
+
+    def __init__(self, pid: int, output: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        os.set_inheritable(output, False)
+        self.stdout = os.fdopen(output, "rb")
+
+    def poll(self) -> int | None:
+        return self._look(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._look(0)
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def _look(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
 class Server:
     """One start of a release: a process group of its own, led by gunicorn or uvicorn."""
 
-    def __init__(self, root: str, release: Release, listener: socket.socket, log: Log) -> None:
+    def __init__(
+        self,
+        root: str,
+        release: Release,
+        listener: socket.socket,
+        run: str,
+        process: subprocess.Popen[bytes] | Inherited,
+        log: Log,
+    ) -> None:
         self.release = release
         self.listener = listener
-        self.run = uuid.uuid4().hex
+        self.run = run
+        self.process = process
         self.began = time.monotonic()
         self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self.end_by: float | None = None
-        self._registry = os.path.join(root, "registry")
+        self._registry = registry_of(root)
+        threading.Thread(target=self._read, args=(log,), daemon=True).start()
+
+    @classmethod
+    def start(cls, root: str, release: Release, listener: socket.socket, log: Log) -> Server:
+        run = uuid.uuid4().hex
         own = {
             "LMFLEET_SOCKET": str(listener.fileno()),
-            "LMFLEET_RUN": self.run,
-            "LMFLEET_REGISTRY": self._registry,
+            "LMFLEET_RUN": run,
+            "LMFLEET_REGISTRY": registry_of(root),
             "LMFLEET_KEYS": os.path.join(root, "client_keys.json"),
             "LMFLEET_WORKERS": str(release.workers),
             "LMFLEET_DRAIN_TIMEOUT": str(int(release.drain_timeout)),
         }
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             [os.path.join(release.folder, "run-gateway")],
             cwd=release.folder,
             env={**os.environ, **own},
@@ -186,7 +234,23 @@ class Server:
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-        threading.Thread(target=self._read, args=(log,), daemon=True).start()
+        return cls(root, release, listener, run, process, log)
+
+    def handed_over(self) -> dict[str, Any]:
+        """Return what the next program of this process needs to know of it."""
+        output = self.process.stdout.fileno() if self.process.stdout else None
+        if output is not None:
+            os.set_inheritable(output, True)
+        told = {"release": self.release.name, "run": self.run, "pid": self.process.pid}
+        return {**told, "output": output, "end_by": self.end_by}
+
+    @classmethod
+    def inherit(cls, root: str, told: dict[str, Any], listener: socket.socket, log: Log) -> Server:
+        """Return a server that a former program has handed over. Raises ReleaseError."""
+        process = Inherited(told["pid"], told["output"])
+        server = cls(root, read_release(root, told["release"]), listener, told["run"], process, log)
+        server.end_by = told["end_by"]
+        return server
 
     def _read(self, log: Log) -> None:
         for line in self.process.stdout or ():
@@ -242,6 +306,32 @@ def end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
+def registry_of(root: str) -> str:
+    return os.path.join(root, "registry")
+
+
+def fingerprint() -> str | None:
+    """Return what tells the file of this program from others, None while it cannot be read."""
+    try:
+        with open(PROGRAM, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()[:32]
+    except OSError:
+        return None
+
+
+def trouble_with_program(program: str) -> str:
+    """Return why the file of this program, with that fingerprint, is none that could go on, or ""."""
+    try:
+        command = [sys.executable, PROGRAM, CHECK]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=CHECK_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0 and done.stdout.strip() == program:
+        return ""
+    said = (done.stdout + done.stderr).strip().splitlines()
+    return f"it ended with exit code {done.returncode}: {' | '.join(said[-3:]) or 'it said nothing'}"
+
+
 def read_object(path: str) -> dict[str, Any]:
     """Return the object in a JSON file, {} when there is none."""
     try:
@@ -282,17 +372,23 @@ class Runner:
         self._status_path = os.path.join(root, "status.json")
         self._written_at = 0.0
         self._start_after = 0.0
+        self.program = fingerprint()
+        self.refused_program: dict[str, str] = {}
+        self._looked_at: tuple[int, int] | None = None
         former = read_object(self._status_path)
         self._last_good = former.get("serving")
+        if HANDED_OVER in os.environ:
+            self._inherit(json.loads(os.environ.pop(HANDED_OVER)))
+            return
         groups = [group for group in former.get("groups", []) if isinstance(group, int)]
         if groups:
             end_leftovers(root, groups, self.log)
 
     def run(self) -> int:
         """Serve until SIGTERM, or until nothing can be served; return the exit code."""
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, self._reload)
+        for number in SIGNALS:
+            signal.signal(number, self._reload if number == signal.SIGHUP else self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.log.say(f"process {os.getpid()} begins")
         while not self.stopping:
             changed = self._step()
@@ -300,6 +396,7 @@ class Runner:
                 self.log.say("there is nothing that could be served")
                 self._write_status()
                 return EXIT_CONFIG if wanted_name(self.root) is None else EXIT_LOST
+            changed = self._look_at_program() or changed
             if changed or time.monotonic() - self._written_at >= HEARTBEAT:
                 self._write_status()
             time.sleep(POLL)
@@ -345,7 +442,7 @@ class Runner:
         try:
             release = read_release(self.root, name)
             self.log.limit, self.log.files = release.log_bytes, release.log_files
-            self.candidate = Server(self.root, release, self._listener_for(release), self.log)
+            self.candidate = Server.start(self.root, release, self._listener_for(release), self.log)
         except Exception as error:
             # Whatever is wrong with a release, the one that serves goes on.
             self._refuse(name, str(error) if isinstance(error, (ReleaseError, OSError)) else repr(error))
@@ -408,6 +505,70 @@ class Runner:
                 self.ending.remove(server)
         return len(self.ending) != before
 
+    def _look_at_program(self) -> bool:
+        """Go on as what the file of this program has become; return whether that was refused, or is no longer."""
+        if self.candidate or self.reload:
+            return False  # what has begun is brought to its end first
+        try:
+            found = os.stat(PROGRAM)
+        except OSError:
+            return False
+        if (found.st_ino, found.st_mtime_ns) == self._looked_at:
+            return False
+        self._looked_at = (found.st_ino, found.st_mtime_ns)
+        program, before = fingerprint(), self.refused_program
+        self.refused_program = {}
+        if program and program != self.program:
+            reason = trouble_with_program(program) or self._hand_over()
+            self.refused_program = {"program": program, "reason": reason}
+            self.log.say(f"the program stays as it is: {reason}")
+        return self.refused_program != before
+
+    def _hand_over(self) -> str:
+        """Become the other program. Return why that cannot be."""
+        told: dict[str, Any] = {
+            "listener": self._listener.fileno() if self._listener else None,
+            "listens_on": self._listens_on,
+            "serving": self.serving.handed_over() if self.serving else None,
+            "ending": [server.handed_over() for server in self.ending],
+            "refused": self.refused,
+        }
+        if self._listener:
+            self._listener.set_inheritable(True)
+        self.log.say("going on as another program")
+        # Whoever sends one now finds the other program ready for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            environment = {**os.environ, HANDED_OVER: json.dumps(told)}
+            os.execve(sys.executable, [sys.executable, PROGRAM, self.root], environment)
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            return str(error)
+
+    def _inherit(self, told: dict[str, Any]) -> None:
+        """Take over what a former program of this process has."""
+        self.refused = told["refused"]
+        if told["listener"] is None:
+            return
+        address, port = told["listens_on"]
+        self._listener, self._listens_on = socket.socket(fileno=told["listener"]), (address, port)
+        self._listener.set_inheritable(False)
+        for server in [told["serving"], *told["ending"]]:
+            if not server:
+                continue
+            try:
+                inherited = Server.inherit(self.root, server, self._listener, self.log)
+            except (ReleaseError, OSError) as error:
+                self.log.say(f"ending a server that cannot be taken over: {error}")
+                end_group(server["pid"])
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(server["pid"], 0)
+                continue
+            if server is told["serving"]:
+                self.serving = inherited
+            else:
+                self.ending.append(inherited)
+
     def _write_status(self) -> None:
         servers = [server for server in (self.serving, self.candidate, *self.ending) if server]
         status = {
@@ -418,6 +579,8 @@ class Runner:
             "starting": self.candidate.release.name if self.candidate else None,
             "ending": [server.release.name for server in self.ending],
             "refused": self.refused or None,
+            "program": self.program,
+            "refused_program": self.refused_program or None,
             "groups": [server.process.pid for server in servers],
         }
         # A full disk must not end the gateway; whoever waits for the status sees that it is old.
@@ -444,6 +607,9 @@ class Runner:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments == [CHECK]:
+        print(fingerprint())
+        return 0
     if len(arguments) != 1 or not os.path.isdir(arguments[0]):
         print("usage: gateway_runner.py <gateway folder>", file=sys.stderr)
         return EXIT_CONFIG

@@ -133,8 +133,9 @@ def test_secrets_from_a_vault_reach_the_roles_and_are_not_in_the_plan(controller
                     "'sk-lm-vaulted' not in fleet | string",
                     "fleet.token_hosts == ['mac-2']",
                     # What takes no part in a run stays at the gateways as it is.
-                    "gateway_deployments_list | map(attribute='state', default='') == ['kept', '']",
-                    "gateway_deployments_list | map(attribute='api_key', default='') == ['', 'sk-lm-vaulted']",
+                    "gateway_deployments_keep_hosts == ['mac-1']",
+                    "gateway_deployments_list | map(attribute='host') == ['mac-2']",
+                    "gateway_deployments_list | map(attribute='api_key', default='') == ['sk-lm-vaulted']",
                     "hostvars['mac-2'].lmstudio_instances_api_tokens == {'chat-a': 'sk-lm-vaulted'}",
                     "hostvars['mac-1'].lmstudio_instances_api_tokens == {}",
                     "litellm_master_key == 'sk-from-a-vault'",

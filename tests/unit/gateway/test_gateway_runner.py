@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -66,6 +67,13 @@ class Gateway:
         self.root, self.process = root, None
         self.port = free_port()
         (root / "registry" / "applied").mkdir(parents=True)
+        self.program = root / "gateway_runner.py"
+        self.become(RUNNER.read_text())
+
+    def become(self, text):
+        """Exchange the program, as the module does."""
+        (self.root / "next.py").write_text(text)
+        (self.root / "next.py").replace(self.program)
 
     def release(self, name, port=None, exits=False, reports=True, slow=0, lines=0, workers=1, **settings):
         folder = self.root / "releases" / name
@@ -86,7 +94,7 @@ class Gateway:
 
     def start(self):
         with (self.root / "said").open("a") as said:
-            command = [sys.executable, str(RUNNER), str(self.root)]
+            command = [sys.executable, str(self.program), str(self.root)]
             self.process = subprocess.Popen(command, stdout=said, stderr=said)
 
     def status(self):
@@ -314,6 +322,88 @@ def test_a_server_that_dies_is_started_again_and_clients_wait_for_it(running):
     assert running.ask() == "1"
     running.wait(lambda: running.status()["groups"] not in ([group], []))
     assert "it is started again" in running.log()
+
+
+def another(word="another"):
+    """Return the text of another program, and what tells it from the one there is."""
+    text = f"{RUNNER.read_text()}# {word}\n"
+    return text, hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def test_another_program_goes_on_with_the_same_servers_without_a_failed_request(gateway):
+    """In the same process, with one that serves, and one that has a request in hand from before."""
+    gateway.release("1", slow=3)
+    gateway.start()
+    gateway.wait_for(serving="1")
+    slow = []
+    thread = threading.Thread(target=lambda: slow.append(gateway.ask()))
+    thread.start()
+    time.sleep(0.3)
+    gateway.release("2")
+    gateway.wait_for(serving="2")
+    before = gateway.status()
+    assert before["ending"] == ["1"]
+    text, program = another()
+    with clients(gateway) as answers:
+        gateway.become(text)
+        gateway.wait_for(program=program)
+        after = gateway.status()
+        assert {**after, "at": 0, "program": ""} == {**before, "at": 0, "program": ""}
+        gateway.release("3")
+        gateway.wait_for(serving="3")
+        gateway.wait(lambda: answers[-1] == "3")
+    thread.join()
+    assert slow == ["1"]
+    gateway.wait(lambda: len(gateway.status()["groups"]) == 1)
+    assert set(answers) == {"2", "3"}
+
+
+def test_what_it_has_inherited_is_started_again_when_it_dies_and_ends_with_it(running):
+    text, program = another()
+    running.become(text)
+    running.wait_for(program=program)
+    [group] = running.status()["groups"]
+    os.killpg(group, signal.SIGKILL)
+    assert running.ask() == "1"
+    running.become(RUNNER.read_text())
+    running.wait(lambda: running.status()["program"] != program)
+    [group] = running.status()["groups"]
+    running.process.terminate()
+    assert running.process.wait(30) == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import no_such_module\n", "exit code 1: "),
+        ("", "exit code 0: it said nothing"),
+        ("print('something else')\n", "exit code 0: something else"),
+    ],
+)
+def test_a_program_that_cannot_be_one_is_refused_and_the_one_there_is_goes_on(running, text, reason):
+    good = running.status()["program"]
+    running.become(text)
+    running.wait(lambda: running.status()["refused_program"])
+    refused = running.status()
+    assert (refused["program"], refused["pid"]) == (good, running.process.pid)
+    assert reason in refused["refused_program"]["reason"]
+    assert running.ask() == "1"
+    running.become(RUNNER.read_text())
+    running.wait_for(refused_program=None)
+    assert running.status()["program"] == good
+
+
+def test_a_server_that_cannot_be_taken_over_is_ended_and_started_again(running):
+    [group] = running.status()["groups"]
+    text, _program = another()
+    running.become(text.replace('read_release(root, told["release"])', 'read_release(root, "none")'))
+    running.wait(lambda: "ending a server that cannot be taken over" in running.log())
+    running.wait(lambda: running.status()["groups"] not in ([group], []))
+    assert running.ask() == "1"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
 
 
 def test_a_hangup_starts_the_server_anew(running):

@@ -29,8 +29,8 @@ def state_with(*names, generation=4, pauses=None, routing="round_robin"):
     return registry.State(generation, routing, entries, generation, held)
 
 
-def plan(deployments, state, purge=True, routing=None, asked=None, groups=None):
-    wanted = None if deployments is None else registry.wanted_entries(deployments, purge, state)
+def plan(deployments, state, purge=True, routing=None, asked=None, groups=None, **kept):
+    wanted = None if deployments is None else registry.wanted_entries(deployments, purge, state, **kept)
     return registry.plan(wanted, groups, routing, asked, state, NOW)
 
 
@@ -106,6 +106,33 @@ class TestPlan:
         assert plan([deployment("a")], state_with("a", "b")).removed == ["b"]
         assert plan([deployment("a")], state_with("a", "b"), purge=False).files == {}
 
+    def test_what_a_kept_mac_has_stays_as_it_is_declared_or_not(self):
+        state = state_with("a", "c", pauses={"rollout": ["a"]})
+        state = state._replace(deployments={**state.deployments, **on("mac-1", "b"), **on("mac-2", "d")})
+        planned = plan([deployment("a")], state, keep_hosts=["mac-1"])
+        assert (planned.added, planned.changed, planned.removed) == ([], [], ["c", "d"])
+
+    def test_a_part_is_told_without_orders_that_do_not_fit_the_rest(self):
+        ordered = [deployment("a", order=1, weight=2.0), deployment("new", order=2)]
+        told = plan(ordered, state_with("a", "b"), purge=False, keep_orders=True)
+        params = {name: entry["litellm_params"] for name, entry in told.state.deployments.items()}
+        assert [params[name].get("order") for name in ("a", "b", "new")] == [None, None, None]
+        assert params["a"]["weight"] == 2.0
+        # All of it is told later, and then they come.
+        whole = plan([*ordered, deployment("b", order=1)], told.state)
+        assert registry.group_problems([], whole.state.deployments) == []
+        # Then to have none any more has to wait as well.
+        bare = [deployment("a", api_base="http://other:1/v1"), deployment("newer")]
+        told = plan(bare, whole.state, purge=False, keep_orders=True)
+        params = {name: entry["litellm_params"] for name, entry in told.state.deployments.items()}
+        assert [params[name].get("order") for name in ("a", "b", "new", "newer")] == [1, 1, 2, 2]
+        assert told.changed == ["a"]
+        assert registry.group_problems([], told.state.deployments) == []
+
+    def test_a_group_that_is_new_has_its_orders_at_once(self):
+        told = plan([deployment("x", model_group="new", order=2)], state_with("a"), purge=False, keep_orders=True)
+        assert told.state.deployments["x"]["litellm_params"]["order"] == 2
+
     def test_absent_removes_without_purge(self):
         gone = {"id": "b", "state": "absent"}
         assert plan([gone], state_with("a", "b"), purge=False).removed == ["b"]
@@ -153,13 +180,6 @@ class TestPauses:
         planned, paused = self.after(pausing("rollout", only=True), "a", operator=["a"])
         assert paused is None
         assert list(registry.paused_by(planned.state, NOW)["a"]) == ["operator"]
-
-    def test_what_is_kept_stays_as_it_is(self):
-        kept = [{**deployment(name, model="other"), "state": "kept"} for name in "ab"]
-        state = state_with("a", "c", pauses={"rollout": ["a"]})
-        planned = plan(kept, state)
-        assert (planned.added, planned.changed, planned.removed) == ([], [], ["c"])
-        assert registry.fleet_problems(kept, planned.state.deployments, None, state) == []
 
     def test_what_is_gone_is_paused_no_more(self):
         state = state_with("a", "b", pauses={"rollout": ["a", "gone"], "operator": ["gone"]})
@@ -246,6 +266,13 @@ class TestProblems:
         found = registry.group_problems([{"name": "chat", key: others}], after)
         assert len(found) == bool(message)
         assert not message or message.format(key=key) in found[0]
+
+    def test_only_groups_that_have_a_deployment_are_left_where_others_may_still_come(self):
+        groups = [{"name": "chat", "fallbacks": ["big", "small"]}, {"name": "big", "fallbacks": []}]
+        after = {name: registry.entry(deployment(name, model_group=name)) for name in ("chat", "small")}
+        left = registry.groups_there(groups, after)
+        assert left == [{"name": "chat", "fallbacks": ["small"], "context_window_fallbacks": []}]
+        assert registry.group_problems(left, after) == []
 
     def test_a_group_does_one_thing(self):
         after = {d["id"]: registry.entry(d) for d in (deployment("a"), deployment("b", mode="embedding"))}

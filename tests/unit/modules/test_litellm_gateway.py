@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.lmfleet.mac.plugins.module_utils import _command, _files
+from ansible_collections.lmfleet.mac.plugins.module_utils import _command, _files, _gateway_host
 from ansible_collections.lmfleet.mac.plugins.modules import litellm_gateway
 
 LOCK = "litellm==1.106.2 \\\n    --hash=sha256:00\n"
@@ -43,7 +44,7 @@ class Commands:
 @pytest.fixture
 def commands(monkeypatch):
     commands = Commands()
-    monkeypatch.setattr(litellm_gateway, "run", commands)
+    monkeypatch.setattr(_gateway_host, "run", commands)
     return commands
 
 
@@ -112,7 +113,6 @@ def test_it_installs_and_then_leaves_it(run, root, commands):
     before = tree(root)
     again = run()
     assert (again["changed"], again["actions"], again["diff"]) == (False, [], [])
-    assert again["fingerprint"] == result["fingerprint"]
     assert commands.started == []
     assert run(_ansible_check_mode=True)["changed"] is False
     assert tree(root) == before
@@ -283,7 +283,7 @@ def test_the_time_of_grace_begins_with_the_change_and_not_with_the_installation(
     during = []
 
     def trial(*_arguments):
-        monkeypatch.setattr(litellm_gateway.time, "time", lambda: began + 200)
+        monkeypatch.setattr(_gateway_host.time, "time", lambda: began + 200)
         runner.serve("1")
 
     def look(seconds):
@@ -292,7 +292,7 @@ def test_the_time_of_grace_begins_with_the_change_and_not_with_the_installation(
 
     began = time.time()
     monkeypatch.setattr(litellm_gateway, "trial", trial)
-    monkeypatch.setattr(litellm_gateway.time, "sleep", look)
+    monkeypatch.setattr(_gateway_host.time, "sleep", look)
     assert not run(master_key="sk-2")["unconfirmed"]
     assert during[0] == [{"key": "sk-2", "until": None}, {"key": "sk-1", "until": None}]
     new, former = json.loads((root / "client_keys.json").read_text())["keys"]
@@ -322,25 +322,13 @@ def test_a_former_key_can_be_revoked_without_another_release(run, root):
     ],
 )
 def test_each_change_is_another_release_and_restarts_nothing(run, root, change, actions):
-    before = run()
+    run()
     checked = run(_ansible_check_mode=True, **change)
     assert os.listdir(root / "releases") == ["1"]
     changed = run(**change)
     assert checked["actions"] == changed["actions"] == actions
-    assert before["fingerprint"] == changed["fingerprint"] == checked["fingerprint"]
     assert os.listdir(root / "releases") == [changed["release"]] == ["2"]
     assert run(**change)["changed"] is False
-
-
-def test_another_runner_restarts_the_job_and_says_so_while_one_runs(run, runner):
-    before = run()
-    assert "job restarts" not in str(before)
-    runner.serve("1")
-    checked, changed = run(runner="run(2)", _ansible_check_mode=True), run(runner="run(2)")
-    assert checked["actions"] == changed["actions"] == ["gateway_runner.py"]
-    assert before["fingerprint"] != changed["fingerprint"] == checked["fingerprint"]
-    assert "job restarts" in str(checked["warnings"])
-    assert "job restarts" in str(changed["warnings"])
 
 
 class Runner:
@@ -348,6 +336,7 @@ class Runner:
 
     def __init__(self, root):
         self.root, self.refuses, self.tried, self.ending = root, None, [], []
+        self.program = self.refused_program = None
 
     def serve(self, name, **status):
         status = {"format": 1, "pid": os.getpid(), "at": time.time(), "serving": name, "starting": None, **status}
@@ -356,6 +345,9 @@ class Runner:
 
     def look(self, _seconds):
         """Do what the runner would while the module waits."""
+        if self.program and self.program != self.status()["program"]:
+            self.serve(self.status()["serving"], program=self.program, refused_program=self.refused_program)
+            return
         wanted, serving = os.readlink(self.root / "current").rpartition("/")[2], self.status()["serving"]
         if self.refuses:
             self.serve(serving, refused={"release": wanted, "reason": self.refuses})
@@ -372,9 +364,50 @@ class Runner:
 @pytest.fixture
 def runner(root, monkeypatch):
     runner = Runner(root)
-    monkeypatch.setattr(litellm_gateway.time, "sleep", runner.look)
+    monkeypatch.setattr(_gateway_host.time, "sleep", runner.look)
     monkeypatch.setattr(litellm_gateway, "trial", runner.trial)
     return runner
+
+
+def fingerprint(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def test_another_runner_is_waited_for_until_it_goes_on_as_that(run, root, runner):
+    run()
+    runner.serve("1", program=fingerprint("run()\n"))
+    runner.program = fingerprint("run(2)\n")
+    checked, changed = run(runner="run(2)", _ansible_check_mode=True), run(runner="run(2)")
+    assert checked["actions"] == changed["actions"] == ["gateway_runner.py"]
+    assert runner.status()["program"] == runner.program
+    assert run(runner="run(2)")["changed"] is False
+
+
+def test_a_runner_that_is_not_yet_what_a_killed_run_has_written_is_waited_for(run, runner):
+    run()
+    runner.serve("1", program="the former one")
+    runner.program = fingerprint("run()\n")
+    assert run()["actions"] == ["gateway_runner.py"]
+    assert runner.status()["program"] == runner.program
+
+
+def test_a_runner_that_is_no_good_is_not_left_to_the_next_start(run, root, runner):
+    run()
+    runner.serve("1", program=fingerprint("run()\n"))
+    runner.program = "still the former one"
+    runner.refused_program = {"program": fingerprint("broken\n"), "reason": "it ended with exit code 1: no luck"}
+    result = run(runner="broken", config="x: 1")
+    assert result["failed"]
+    assert "the one before goes on: it ended with exit code 1: no luck" in result["msg"]
+    assert (root / "gateway_runner.py").read_text() == "run()\n"
+    assert os.listdir(root / "releases") == ["1"], "nothing else has been changed"
+
+
+def test_one_of_former_times_is_started_anew_with_its_job(run, root, runner):
+    run()
+    runner.serve("1")
+    assert run(runner="run(2)")["actions"] == ["gateway_runner.py"]
+    assert (root / "gateway_runner.py").read_text() == "run(2)\n"
 
 
 def test_it_returns_once_the_runner_serves_what_has_been_on_trial(run, runner):
@@ -414,8 +447,8 @@ def test_a_runner_that_never_takes_it_is_named(run, root, runner, monkeypatch):
     run()
     runner.serve("1", at=time.time() + 10**6)
     clock = iter(range(0, 10**6, 50))
-    monkeypatch.setattr(litellm_gateway.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(litellm_gateway.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_gateway_host.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(_gateway_host.time, "monotonic", lambda: next(clock))
     result = run(config="x: 1")
     assert "the runner did not serve it within 150 s; last seen: release 1 serves" in result["msg"]
     assert os.readlink(root / "current") == "releases/1"
@@ -615,7 +648,7 @@ def schema(commands, monkeypatch):
             (proxy / "schema.prisma").write_text('generator client {\n  binaryTargets = ["native", "linux-musl"]\n}\n')
         return done
 
-    monkeypatch.setattr(litellm_gateway, "run", leave)
+    monkeypatch.setattr(_gateway_host, "run", leave)
 
 
 @pytest.mark.usefixtures("schema")
@@ -679,16 +712,16 @@ def test_a_gateway_that_had_no_such_key_keeps_the_master_key_that_it_has(run, ro
 def test_a_run_that_is_killed_before_the_keys_are_written_is_repaired(run, root, monkeypatch):
     run(**DATABASE, master_key="sk-geheim-1")
     (root / "salt_key").unlink()
-    write = litellm_gateway.Gateway.write
+    write = _gateway_host.Gateway.write
 
     def killed(self, name, text):
         if name == "master_key":
             raise OSError("killed")
         write(self, name, text)
 
-    monkeypatch.setattr(litellm_gateway.Gateway, "write", killed)
+    monkeypatch.setattr(_gateway_host.Gateway, "write", killed)
     assert run(**DATABASE, master_key="sk-geheim-2")["failed"]
-    monkeypatch.setattr(litellm_gateway.Gateway, "write", write)
+    monkeypatch.setattr(_gateway_host.Gateway, "write", write)
     run(**DATABASE, master_key="sk-geheim-3")
     assert encrypts_with(root) == "sk-geheim-1"
 

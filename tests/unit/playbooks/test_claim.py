@@ -14,7 +14,7 @@ TASKS = Path(__file__).resolve().parents[3] / "playbooks" / "tasks"
 CLAIM = {
     "__rollout_reached": ["mac-1", "mac-2", "mac-3"],
     "__rollout_longest": 60,
-    "__rollout_root": "{{ folder }}/{{ gateway }}",
+    "__gateway_root": "{{ folder }}/{{ gateway }}",
     "fleet_locked": {"controller": "this", "holder": "ada on this"},
 }
 

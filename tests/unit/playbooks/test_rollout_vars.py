@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 VARIABLES = Path(__file__).resolve().parents[3] / "playbooks" / "vars" / "rollout.yml"
+TEMPLATES = VARIABLES.parents[1] / "templates"
 FAILED = {"failed": True, "msg": "broken for a test"}
 UNREACHABLE = {"unreachable": True, "msg": "gone"}
 A, B = "mac-1-chat-a-m", "mac-2-chat-a-m"
@@ -37,7 +38,13 @@ KNOWN = {
     "batch": PART,
     "undone": PART,
     "gateway": "mac-1",
+    "gateway_deployments_keep_hosts": [],
 }
+
+
+def text_of(template):
+    """Return what evaluates to the text of a template of the roll-out."""
+    return f"lookup('ansible.builtin.template', '{TEMPLATES / template}.txt.j2')"
 
 
 @pytest.fixture
@@ -81,14 +88,6 @@ def test_a_gateway_knows_what_it_had_or_what_it_was_last_told(evaluate):
     assert evaluate("__rollout_known", __rollout_gateways=asked, __rollout_told=told, gateway="other") == ["strange"]
 
 
-def test_only_what_failed_and_does_not_serve_as_before_is_doubtful(evaluate):
-    entry = {"name": "chat-a", "ready": False, "restored": False}
-    restored = {**FAILED, "instances": [{**entry, "restored": True}]}
-    assert evaluate("__rollout_doubtful", {"mac-1": restored, "mac-2": UNREACHABLE}) == [B]
-    assert evaluate("__rollout_doubtful", {"mac-1": {**FAILED, "instances": [entry]}}) == [A]
-    assert evaluate("__rollout_doubtful", {"mac-1": {"instances": [entry]}}) == []
-
-
 def test_what_the_guard_alone_has_paused_is_not_out(evaluate):
     pauses = {A: {"guard": {}}, B: {"guard": {}, "operator": {}}}
     now = {"results": [{"gateway": "mac-1", "paused": pauses}, {"gateway": "other", **UNREACHABLE}]}
@@ -111,14 +110,34 @@ def test_only_a_mac_that_does_worse_goes_back(evaluate_each):
 
 def test_the_gateways_are_not_told_of_a_mac_that_did_not_go_back(evaluate):
     runs = {"mac-1": {}, "mac-2": {**FAILED, "instances": []}}
-    [told] = evaluate("__rollout_news_back", runs, __rollout_moved=[A, B])
+    [told] = evaluate("__rollout_news_back", runs, __rollout_learnt=[{"gateway": "mac-1", "updated": [A, B]}])
     assert (told["id"], told["state"]) == (A, "former")
+
+
+def test_a_gateway_that_has_learnt_of_something_in_this_run_forgets_it_and_the_others_put_it_back(evaluate_each):
+    learnt = [{"gateway": "mac-1", "updated": [A, B]}, {"gateway": "g2", "added": [A], "updated": [B]}]
+    cases = [{"gateway": gateway, "__rollout_learnt": learnt} for gateway in ("mac-1", "g2")]
+    told = [{one["id"]: one["state"] for one in news} for news in evaluate_each("__rollout_news_back", cases)]
+    assert told == [{A: "former", B: "former"}, {A: "absent", B: "former"}]
 
 
 C = "mac-3.local-chat-a-m"
 THREE = {**KNOWN["fleet"], "deployments": [*KNOWN["fleet"]["deployments"], {"id": C, "host": "mac-3.local"}]}
 THREE["deployments"][-1].update(instance="chat-a", model_group="m")
 FIRST = {**PART, "paused": [A]}
+
+
+def test_what_a_mac_outside_of_this_run_still_has_counts_as_declared(evaluate):
+    """mac-2 has another name for its instance by now, and stays as it is; mac-1 takes part."""
+    old = {"host": "mac-2", "instance": "old"}
+    has = {"mac-2-old-m": old, "mac-1-old-m": {**old, "host": "mac-1"}}
+    told = {"results": [{"gateway": "g", "groups": dict.fromkeys(has, "m"), "places": has}, UNREACHABLE]}
+    found = evaluate("__rollout_deployments", __rollout_gateways=told, gateway_deployments_keep_hosts=["mac-2"])
+    assert [one["id"] for one in found] == ["mac-2-old-m", A, B]
+    assert found[0] == {**old, "id": "mac-2-old-m", "model_group": "m"}
+
+
+NEW_G1 = {"results": [{"gateway": "g0", "groups": {A: "m"}}, {"gateway": "g1", "groups": {}}]}
 
 
 def test_what_goes_back_must_not_be_the_last_that_serves(evaluate_each):
@@ -128,7 +147,8 @@ def test_what_goes_back_must_not_be_the_last_that_serves(evaluate_each):
         "down": ([[A, B, C]], {"__rollout_down": [B, C]}, ["m"]),
         "not registered": ([[A, B]], {}, ["m"]),
         "not at one gateway": ([[A, B, C], [A, B]], {}, ["m"]),
-        "a new gateway": ([[A, B, C], []], {}, []),
+        "a new gateway": ([[A, B, C], []], {"__rollout_gateways": NEW_G1}, []),
+        "one that learns": ([[A, B, C], [A]], {"__rollout_gateways": NEW_G1}, []),
         "silent": ([[A, B, C]], {"__rollout_elsewhere": {"deployments": [{"id": C, "healthy": False}]}}, ["m"]),
         "down itself": ([[A, B, C]], {"__rollout_down": [A, B, C]}, []),
         "brought by the run": ([[A, B, C]], {"__rollout_down": [B, C], "undone": {**FIRST, "removed": [A]}}, []),
@@ -137,6 +157,7 @@ def test_what_goes_back_must_not_be_the_last_that_serves(evaluate_each):
     for groups, facts, _bare in cases.values():
         told = [{"gateway": f"g{number}", "groups": dict.fromkeys(ids, "m")} for number, ids in enumerate(groups)]
         usual = {"undone": FIRST, "__rollout_elsewhere": {"deployments": []}, "__rollout_down": [B]}
+        usual["__rollout_gateways"] = {"results": [{"gateway": f"g{number}", "groups": {A: "m"}} for number in (0, 1)]}
         given.append({"__rollout_now": {"results": told}, **usual, **facts})
     found = evaluate_each("__rollout_bare", given, fleet=THREE)
     assert dict(zip(cases, found, strict=True)) == {name: bare for name, (_groups, _facts, bare) in cases.items()}
@@ -147,6 +168,7 @@ def test_what_was_put_back_serves_again_and_what_is_silent_does_not(evaluate):
     well = {"results": [{"gateway": "mac-1", "deployments": answers}]}
     now = {"results": [{"gateway": "mac-1", "groups": {A: "m", B: "m"}}]}
     facts = {"__rollout_now": now, "__rollout_elsewhere": {"deployments": []}, "__rollout_answers": well}
+    facts["__rollout_gateways"] = now
     assert evaluate("__rollout_down_now", __rollout_down=[A], lmfleet_allow_downtime=True, **facts) == [B]
     left = {"undone": FIRST, "__rollout_down": [B]}
     assert evaluate("__rollout_down_now", **facts, **left) == [B], "mac-1 stays changed, as nothing else serves"
@@ -172,18 +194,33 @@ def test_what_has_requests_at_one_gateway_keeps_them_while_another_is_told_of_it
 
 
 def test_the_time_out_of_a_batch_counts_each_time_and_what_stays_out(evaluate):
-    template = VARIABLES.parents[1] / "templates" / "rollout_batch.txt.j2"
     away = [
         {"gateway": "g1", "resumed": {A: 9.0}},
         {"gateway": "g2", "resumed": {A: 8.0}},
-        {"gateway": "g1", "resumed": {A: 8.2}},
+        {"gateway": "g1", "resumed": {A: 8.2, "mac-4-old-m": 3.0}},
     ]
-    out = {"mac-1": [A, "mac-1-chat-a-n"], "mac-2": [B], "mac-3": [C]}
-    batch = {**PART, "title": "Batch 1 of 1", "out": out, "removed": [C]}
-    told = evaluate(f"lookup('ansible.builtin.template', '{template}')", batch=batch, __rollout_away=away)
+    out = {"mac-1": [A, "mac-1-chat-a-n"], "mac-2": [B], "mac-3": [C], "mac-4": ["mac-4-old-m"]}
+    batch = {**PART, "title": "Batch 1 of 1", "out": out, "removed": [C, "mac-4-old-m"]}
+    told = evaluate(text_of("rollout_batch"), batch=batch, __rollout_away=away)
     assert told.splitlines() == [
         "Batch 1 of 1",
         "  mac-1 was out for 17 s; still paused: mac-1-chat-a-n",
         "  mac-2 was out for good: it is still paused",
         f"  mac-3 has given up {C}",
+        "  mac-4 was out for 3 s",  # what was to go is there again
+    ]
+
+
+def test_only_what_went_back_is_said_to_have_gone_back(evaluate):
+    runs = {
+        "mac-1": {"instances": [{"name": "chat-a", "restored": True}, {"name": "chat-b", "restored": False}]},
+        "mac-2": {**FAILED, "instances": [{"name": "chat-a", "restored": False, "ready": False}]},
+    }
+    both = {**PART, "replaced": {"mac-1": ["chat-a", "chat-b"], "mac-2": ["chat-a"]}, "paused": []}
+    facts = {"__rollout_gateways": {"results": []}, "__rollout_now": {"results": []}, "__rollout_down": []}
+    told = evaluate(text_of("rollout_put_back"), runs, undone=both, __rollout_elsewhere={"deployments": []}, **facts)
+    assert told.splitlines() == [
+        "mac-1: chat-a has again what it had before this run",
+        "mac-1: chat-b stays changed, because its Mac does not know what it had before",
+        "mac-2: chat-a could not get back what it had: broken for a test",
     ]

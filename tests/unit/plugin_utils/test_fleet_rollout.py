@@ -18,9 +18,9 @@ def deployment(host, instance="a", model="m"):
     return {"id": f"{host}-{instance}-{model}", "model_group": "g", "host": host, "instance": instance}
 
 
-def gateway(registered, paused=()):
-    pauses = paused if isinstance(paused, dict) else {name: {"operator": {}} for name in paused}
-    return {"groups": dict.fromkeys(registered, "g"), "paused": pauses}
+def gateway(registered, paused=(), name="g1"):
+    pauses = paused if isinstance(paused, dict) else {one: {"operator": {}} for one in paused}
+    return {"gateway": name, "groups": dict.fromkeys(registered, "g"), "paused": pauses}
 
 
 def run(needs, registered=None, paused=(), unreachable=(), silent=(), declared=None, **policy):
@@ -299,7 +299,7 @@ BOTH = [deployment("m1"), deployment("m2")]
 
 def test_what_not_every_gateway_knows_is_told_first_and_goes_on_serving_elsewhere():
     result = from_results(
-        {"m1": [need()], "m2": [QUIET]}, BOTH, [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"])], Policy()
+        {"m1": [need()], "m2": [QUIET]}, BOTH, [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"], name="g2")], Policy()
     )
     assert hosts(result) == [{"m2": ["a"]}, {"m1": ["a"]}]
     first = result["batches"][0]
@@ -308,21 +308,55 @@ def test_what_not_every_gateway_knows_is_told_first_and_goes_on_serving_elsewher
 
 
 def test_what_not_every_gateway_knows_and_is_changed_is_paused_where_it_serves():
-    told = [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"])]
+    told = [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"], name="g2")]
     result = from_results({"m1": [need()], "m2": [need()]}, BOTH, told, Policy())
     assert hosts(result) == [{"m2": ["a"]}, {"m1": ["a"]}]
     assert (result["batches"][0]["missing"], result["batches"][0]["paused"]) == ([], ["m2-a-m"])
 
 
+def test_what_not_every_gateway_knows_is_not_taken_from_the_clients_of_those_that_do():
+    other = [deployment("m1"), {**deployment("m2", model="n"), "model_group": "h"}]
+    told = [{**gateway(["m1-a-m", "m2-a-n"]), "groups": {"m1-a-m": "g", "m2-a-n": "h"}}, gateway(["m1-a-m"], name="g2")]
+    [problem] = from_results({"m2": [need(interrupted=("n",), loaded=("n",))]}, other, told, Policy())["problems"]
+    assert "model group h: to change a on m2 leaves 0 of 1 serving deployments, and at least one" in problem
+
+
+@pytest.mark.parametrize("policy", [{"batch": "50%"}, {"batch": "50%", "min_capacity": 5}])
+def test_a_gateway_that_knows_little_is_judged_by_itself_and_makes_the_others_no_worse(policy):
+    """At g2, which a run that was killed has told of m1 only, nothing is lost but m1, which has to go last."""
+    names = [f"m{number}" for number in range(1, 7)]
+    told = [gateway([f"{name}-a-m" for name in names]), gateway(["m1-a-m"], name="g2")]
+    result = from_results(
+        {name: [need()] for name in names}, [deployment(name) for name in names], told, Policy(**policy)
+    )
+    assert hosts(result) == [{name: ["a"]} for name in (*names[1:], "m1")]
+    assert [batch["left"] for batch in result["batches"]] == [{"g": 5}] * 6
+
+
+def test_a_gateway_that_joins_does_not_hide_what_has_been_paused_meanwhile_at_the_others():
+    needs = {name: [need()] for name in ("m1", "m2", "m3")}
+    every = [f"{name}-a-m" for name in needs]
+    batch = run(needs)["batches"][1]
+    joined = gateway(["m1-a-m"], name="g2")
+    declared = [deployment(name) for name in needs]
+    assert shortage(batch, needs, declared, [gateway(every), joined], Policy()) == []
+    [problem] = shortage(batch, needs, declared, [gateway(every, ["m1-a-m", "m3-a-m"]), joined], Policy())
+    assert "to change a on m2 leaves 0 of 1" in problem
+
+
+def test_a_gateway_that_knows_little_is_named_where_it_would_be_left_with_nothing():
+    told = [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"], name="g2")]
+    assert (
+        "leaves 0 of 1 serving deployments at gateway g2"
+        in from_results({"m1": [need()]}, BOTH, told, Policy())["problems"][0]
+    )
+
+
 def test_a_gateway_that_has_nothing_yet_lacks_nothing():
-    result = from_results({"m1": [need()], "m2": [QUIET]}, BOTH, [gateway(["m1-a-m", "m2-a-m"]), gateway([])], Policy())
+    result = from_results(
+        {"m1": [need()], "m2": [QUIET]}, BOTH, [gateway(["m1-a-m", "m2-a-m"]), gateway([], name="g2")], Policy()
+    )
     assert hosts(result) == [{"m1": ["a"]}]
-
-
-def test_what_not_every_gateway_knows_is_no_reserve():
-    """m2 takes no part in this run."""
-    told = [gateway(["m1-a-m", "m2-a-m"]), gateway(["m1-a-m"])]
-    assert "leaves 0 of 1" in from_results({"m1": [need()]}, BOTH, told, Policy())["problems"][0]
 
 
 def test_what_is_new_on_a_drained_mac_gets_no_requests():

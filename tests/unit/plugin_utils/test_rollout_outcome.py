@@ -108,6 +108,14 @@ def test_a_mac_that_vanished_is_silent_and_is_not_put_back():
     assert to_put_back([part()], DEPLOYMENTS, found, whole=False, worse=False) == []
 
 
+def test_only_what_failed_and_does_not_serve_as_before_is_doubtful():
+    entry = {"name": "a", "ready": False, "restored": False}
+    restored = {**FAILED, "instances": [{**entry, "restored": True}, {**entry, "name": "b", "ready": True}]}
+    assert told(part(), m1={"run": restored}, m2={"run": UNREACHABLE})["doubtful"] == [B]
+    assert told(part(), m1={"run": {**FAILED, "instances": [entry]}})["doubtful"] == [A, NEW, "m1-a-y"]
+    assert told(part(), m1={"run": {"instances": [entry]}})["doubtful"] == []
+
+
 def test_what_is_new_is_asked_where_the_change_went_well():
     found = told(part(added=[NEW]), answers=[answers(of=[A, B, NEW])])
     assert found["new"] == [NEW]
@@ -161,11 +169,11 @@ def test_macs_on_which_something_does_not_answer_get_back_what_they_had():
 
 
 def test_all_of_it_goes_back_on_request_but_for_what_has_it_already():
-    first, last = part(title="Batch 1 of 2"), part(title="Batch 2 of 2")
+    first, last = part(title="Batch 1 of 2", replaced={"m2": ["b"]}), part(title="Batch 2 of 2")
     found = told(last, m2={"run": FAILED}, answers=[answers()])
     undone = to_put_back([first, last], DEPLOYMENTS, found, whole=True, worse=False)
     assert [one["title"] for one in undone] == ["Batch 2 of 2", "Batch 1 of 2"]
-    assert [list(one["hosts"]) for one in undone] == [["m1"], ["m1"]]
+    assert [one["hosts"] for one in undone] == [{"m1": ["a"]}, {"m2": ["b"]}]
     assert undone[0]["busy"] == {"m1": [{"name": "a", "models": [{"identifier": "x"}]}]}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from queue_guard.decision import Decision, Deployment, Memory, Seen, Settings, decide, queue_limit
 
 SETTINGS = Settings(pause_after=2, resume_after=2, min_pause=10)

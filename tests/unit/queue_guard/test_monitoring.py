@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import yaml
+
 from queue_guard.decision import Deployment, Seen, Settings
 from queue_guard.files import Target
 from queue_guard.guard import Guard

@@ -216,8 +216,3 @@ def _why_back(seen: Seen | None, settings: Settings) -> str:
         return f"{settings.resume_after} good polls"
     usual = "" if seen.usual_trial is None else f" (usual {seen.usual_trial:.2f} s)"
     return f"queue {seen.queued}, a trial took {seen.trial:.2f} s{usual}"
-
-
-def paused_ids(memories: dict[str, Memory]) -> frozenset[str]:
-    """Return the ids that the guard pauses."""
-    return frozenset(name for name, memory in memories.items() if memory.since is not None)
