@@ -445,18 +445,23 @@ class Gateway:
     def exchange_runner(self, text: str) -> None:
         """Write the runner's program and have the runner that there is go on as that; raises GatewayError.
 
-        One of former times cannot: its property list was another one, so launchd starts its job anew.
+        One of former times cannot: its property list was another one, too, so launchd starts its job anew.
         """
         before, status = self.content("gateway_runner.py"), self.status(RUNNER_GRACE)
         self.write("gateway_runner.py", text)
         if status is None or status.program is None:
             return
-        program = _litellm.fingerprint(text)
-        reason = self.wait(lambda status: _gateway_release.handed_over(status, program), "go on as another program")
+        program, written = _litellm.fingerprint(text), os.stat(self.path("gateway_runner.py")).st_mtime_ns
+        reason = self.wait(
+            lambda seen: _gateway_release.handed_over(seen, program, written), "go on as another program"
+        )
         if reason:
-            if before is not None:
-                self.write("gateway_runner.py", before)
-            raise GatewayError(f"the new runner of the gateway is no good, and the one before goes on: {reason}")
+            message = f"the new runner of the gateway is no good, and the one before goes on: {reason}"
+            if before is None or _litellm.fingerprint(before) != status.program:
+                # A run that was killed had written it already.
+                raise GatewayError(f"{message}. Its file is the new one: what a restart of the Mac would begin with")
+            self.write("gateway_runner.py", before)
+            raise GatewayError(message)
 
     def handed_over(self, before: str | None, name: str) -> None:
         """Note that the release `name` serves in the place of `before`."""

@@ -17,7 +17,8 @@ class Status(NamedTuple):
     """status.json of a live runner; releases by name, None for none. `refused` is {release, reason}.
 
     `ending` are the releases that answer their last requests. `program` is the fingerprint of what the runner is, None
-    for one that cannot go on as another program, and `refused_program` {program, reason} for what it did not become.
+    for one that cannot go on as another program, and `refused_program` {program, written, reason} for what it did not
+    become, with the time of that file in nanoseconds.
     """
 
     serving: str | None
@@ -62,12 +63,16 @@ def outcome(status: Status | None, name: str) -> str | None:
     return "" if status.serving == name else None
 
 
-def handed_over(status: Status | None, program: str) -> str | None:
-    """Return "" when the runner goes on as `program`, the reason when it does not, None while that is open."""
+def handed_over(status: Status | None, program: str, written: int) -> str | None:
+    """Return "" when the runner goes on as `program`, the reason when it does not, None while that is open.
+
+    `written` is the time of its file in nanoseconds: the same program may have been refused before.
+    """
     if status is None:
         return None
-    if status.refused_program and status.refused_program["program"] == program:
-        return status.refused_program["reason"]
+    refused = status.refused_program
+    if refused and (refused["program"], refused["written"]) == (program, written):
+        return refused["reason"]
     return "" if status.program == program else None
 
 

@@ -93,7 +93,8 @@ EXAMPLES = r"""
       - {id: mac-1-chat-a-smollm2, model_group: smollm2, host: mac-1, instance: chat-a}
       - {id: mac-2-chat-a-smollm2, model_group: smollm2, host: mac-2, instance: chat-a}
     registered:
-      - groups: {mac-1-chat-a-smollm2: smollm2, mac-2-chat-a-smollm2: smollm2}
+      - gateway: mac-1
+        groups: {mac-1-chat-a-smollm2: smollm2, mac-2-chat-a-smollm2: smollm2}
         paused: {}
   register: order
 

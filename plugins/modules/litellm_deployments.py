@@ -525,11 +525,17 @@ def wanted_of(params, state):
     return wanted_entries(params["deployments"], params["purge"], state, params["keep_hosts"], params["keep_orders"])
 
 
-def model_groups_of(params, after):
-    """Return the model groups, None where they are not said. On Macs of `keep_hosts` some may still have to come."""
-    if params["model_groups"] is None or not params["keep_hosts"]:
-        return params["model_groups"]
-    return groups_there(params["model_groups"], after)
+def model_groups_of(params, after, state):
+    """Return the model groups, None where they are not said.
+
+    On Macs of `keep_hosts` some may still have to come, and others stay that are no longer declared.
+    """
+    given = params["model_groups"]
+    if given is None or not params["keep_hosts"]:
+        return given
+    names = {group["name"] for group in given}
+    former = [{"name": name, **state.groups[name]} for name in state.groups if name not in names]
+    return groups_there([*given, *former], after)
 
 
 def result_of(planned, paused):
@@ -558,7 +564,7 @@ def apply(module, registry, asked):
     after = (state.deployments or {}) if wanted is None else wanted
     if asked and params["purge"] and wanted is not None:
         asked = without_unknown(asked, wanted, state)
-    model_groups = model_groups_of(params, after)
+    model_groups = model_groups_of(params, after, state)
     found = fleet_problems(params["deployments"] or [], after, asked, state)
     refuse(module, found + group_problems(model_groups or [], after))
     groups = None if model_groups is None else wanted_groups(model_groups)
@@ -646,7 +652,7 @@ def apply_api(module, registry, asked):
     state, now = actual.state, time.time()
     wanted = wanted_of(params, state)
     after = state.deployments if wanted is None else wanted
-    model_groups = model_groups_of(params, after) or []
+    model_groups = model_groups_of(params, after, state) or []
     problems = fleet_problems(given, after, asked, state) + group_problems(model_groups, after)
     refuse(module, problems + foreign_problems(after, actual.foreign, registry.url))
     planned = plan(wanted, None, None, asked, state, now)

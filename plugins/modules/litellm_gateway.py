@@ -373,6 +373,9 @@ def converge(module: AnsibleModule, gateway: Gateway) -> dict:
         "actions": actions,
         "diff": diff_of(gateway, texts, actions),
     }
+    status = gateway.status()
+    if "gateway_runner.py" in actions and status and status.program is None:
+        module.warn("The gateway's runner cannot go on as another one yet: its job restarts, once. Requests then fail.")
     # What a former run had to leave to its last requests is removed when they have ended: no change of this one.
     changed = bool(actions)
     if not module.check_mode:

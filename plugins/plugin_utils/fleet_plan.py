@@ -470,9 +470,11 @@ def _port_problems(host: Host, declared: list[Mapping[str, Any]], guarded: bool)
             uses = " and ".join(use for _variable, use in found)
             yield f"{variable}: port {port} is used by {uses}. Give each a port of its own."
         # Nothing runs as root. macOS lets anybody listen on 443, on all addresses at once only.
-        least = 1 if variable == "gateway_tls_port" else 1024
+        by_tls = host.tls if variable == "gateway_tls_port" else None
+        least = 1 if by_tls and by_tls["address"] in EVERYWHERE else 1024
         if not least <= port <= 65535:
-            yield f"{variable}: port {port} of {use} must be from {least} to 65535."
+            hint = " A lower one needs gateway_tls_address: 0.0.0.0." if by_tls and 1 <= port < least else ""
+            yield f"{variable}: port {port} of {use} must be from {least} to 65535.{hint}"
         if declared and port in CONTROL_PORTS:
             yield f"{variable}: port {port} of {use} is one of LM Studio's control ports. Choose another."
 

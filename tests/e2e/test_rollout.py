@@ -8,7 +8,7 @@ import pytest
 from as_declared import assert_as_declared
 from fleet_under_test import Fleet
 from lent_gateway import lent
-from live_fleet import EMBED, UNCHANGED, changed, declare, paused, without_a_gap
+from live_fleet import EMBED, UNCHANGED, changed, declare, paused, registered, without_a_gap
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.timeout(600)]
 
@@ -34,15 +34,18 @@ def test_new_settings_of_every_instance_cost_no_request(live, traffic, tmp_path)
 
 
 def test_other_ports_and_instances_that_take_the_place_of_others_cost_no_request(live, traffic, tmp_path):
-    """All models of the group move: at each time, the gateway must know where they are now."""
+    """All models of the group move: at each time, the gateway must know where they are now, and which come first."""
     places = [{"name": "chat-a", "port": 1244}, {"name": "chat-c", "port": 1235}]  # the port of chat-b
     new = declare(changed(live, tmp_path, context_length=6000), places)
+    new.variables["all"]["lmfleet_local_first"] = True
     with traffic:
         traffic.wait_for(8)
         new.play().succeeded()
         traffic.wait_for(8)
     traffic.assert_none_failed()
     assert_as_declared(new)
+    orders = {name: one["litellm_params"].get("order") for name, one in registered(new).items()}
+    assert (orders["mac-1-chat-a-pretender"], orders["mac-2-chat-a-pretender"]) == (1, 2)
     again = new.play().succeeded()
     assert again.changed == UNCHANGED
     assert "Show what will be changed" not in again.output

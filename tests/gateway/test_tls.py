@@ -15,6 +15,7 @@ from typing import ClassVar
 import jinja2
 import pytest
 import yaml
+from ansible_collections.lmfleet.mac.plugins.filter.url_host import url_host
 
 from certificates import NGINX, certificate
 from gateway_under_test import REPOSITORY, free_port
@@ -73,7 +74,9 @@ class Front:
         self.port, self.folder = free_port(), folder
         values = {**defaults, "gateway_tls_upstream": upstream, "gateway_tls_address": "127.0.0.1"}
         values["gateway_tls_port"] = self.port
-        template = jinja2.Template((ROLE / "templates" / "nginx.conf.j2").read_text(), undefined=jinja2.StrictUndefined)
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+        environment.filters["lmfleet.mac.url_host"] = url_host
+        template = environment.from_string((ROLE / "templates" / "nginx.conf.j2").read_text())
         self.config = template.render(values)
         for before, after in changes.items():
             self.config = self.config.replace(f"{before} off;", f"{before} {after};")

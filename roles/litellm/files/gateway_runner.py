@@ -186,8 +186,13 @@ class Inherited:
 
     def _look(self, options: int) -> int | None:
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            try:
+                pid, status = os.waitpid(self.pid, options)
+            except ChildProcessError:
+                # It had ended, and the former program had taken note, but not told of it.
+                self.returncode = EXIT_LOST
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
 
@@ -241,18 +246,22 @@ class Server:
         output = self.process.stdout.fileno() if self.process.stdout else None
         if output is not None:
             os.set_inheritable(output, True)
+        # What a clock says is not the same for every program: on macOS, Python 3.9 begins it anew.
+        seconds = None if self.end_by is None else self.end_by - time.monotonic()
         told = {"release": self.release.name, "run": self.run, "pid": self.process.pid}
-        return {**told, "output": output, "end_by": self.end_by}
+        return {**told, "output": output, "seconds_left": seconds}
 
     @classmethod
     def inherit(cls, root: str, told: dict[str, Any], listener: socket.socket, log: Log) -> Server:
         """Return a server that a former program has handed over. Raises ReleaseError."""
         process = Inherited(told["pid"], told["output"])
         server = cls(root, read_release(root, told["release"]), listener, told["run"], process, log)
-        server.end_by = told["end_by"]
+        if told["seconds_left"] is not None:
+            server.end_by = time.monotonic() + told["seconds_left"]
         return server
 
     def _read(self, log: Log) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they are for the thread that knows when it blocks them
         for line in self.process.stdout or ():
             log.write(line)
             text = line.decode("utf-8", "replace").strip()
@@ -373,7 +382,7 @@ class Runner:
         self._written_at = 0.0
         self._start_after = 0.0
         self.program = fingerprint()
-        self.refused_program: dict[str, str] = {}
+        self.refused_program: dict[str, Any] = {}
         self._looked_at: tuple[int, int] | None = None
         former = read_object(self._status_path)
         self._last_good = former.get("serving")
@@ -520,12 +529,15 @@ class Runner:
         self.refused_program = {}
         if program and program != self.program:
             reason = trouble_with_program(program) or self._hand_over()
-            self.refused_program = {"program": program, "reason": reason}
-            self.log.say(f"the program stays as it is: {reason}")
+            if reason:
+                self.refused_program = {"program": program, "written": found.st_mtime_ns, "reason": reason}
+                self.log.say(f"the program stays as it is: {reason}")
+            else:
+                self._looked_at = None
         return self.refused_program != before
 
     def _hand_over(self) -> str:
-        """Become the other program. Return why that cannot be."""
+        """Become the other program. Return why that cannot be, "" where a signal is to be followed first."""
         told: dict[str, Any] = {
             "listener": self._listener.fileno() if self._listener else None,
             "listens_on": self._listens_on,
@@ -535,9 +547,12 @@ class Runner:
         }
         if self._listener:
             self._listener.set_inheritable(True)
-        self.log.say("going on as another program")
-        # Whoever sends one now finds the other program ready for it.
+        # Whoever sends one from now on finds the other program ready for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if self.stopping or self.reload:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            return ""
+        self.log.say("going on as another program")
         try:
             environment = {**os.environ, HANDED_OVER: json.dumps(told)}
             os.execve(sys.executable, [sys.executable, PROGRAM, self.root], environment)
@@ -566,6 +581,7 @@ class Runner:
                 continue
             if server is told["serving"]:
                 self.serving = inherited
+                self.log.limit, self.log.files = inherited.release.log_bytes, inherited.release.log_files
             else:
                 self.ending.append(inherited)
 

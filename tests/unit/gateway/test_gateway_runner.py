@@ -324,9 +324,12 @@ def test_a_server_that_dies_is_started_again_and_clients_wait_for_it(running):
     assert "it is started again" in running.log()
 
 
-def another(word="another"):
-    """Return the text of another program, and what tells it from the one there is."""
-    text = f"{RUNNER.read_text()}# {word}\n"
+def another(slow_check=0.0):
+    """Return the text of another program, which takes its time to say that it can be one, and its fingerprint."""
+    first = "import sys\n"
+    assert first in RUNNER.read_text()
+    wait = f"{first}import time as clock\nclock.sleep({slow_check} * ('--check' in sys.argv))\n"
+    text = RUNNER.read_text().replace(first, wait, 1)
     return text, hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -393,6 +396,43 @@ def test_a_program_that_cannot_be_one_is_refused_and_the_one_there_is_goes_on(ru
     running.become(RUNNER.read_text())
     running.wait_for(refused_program=None)
     assert running.status()["program"] == good
+
+
+@pytest.mark.parametrize(("number", "lives"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])
+def test_a_signal_that_comes_while_another_program_is_looked_at_is_followed(running, number, lives):
+    text, program = another(slow_check=1.5)
+    running.become(text)
+    [group] = running.status()["groups"]
+    time.sleep(1)
+    running.process.send_signal(number)
+    if lives:
+        running.wait_for(program=program)
+        assert running.status()["groups"] != [group], "the server has started anew"
+        running.wait(lambda: "going on as another program" in running.log())
+    else:
+        assert running.process.wait(30) == 0
+        assert running.status()["program"] != program
+
+
+def test_the_bounds_of_the_logs_and_of_the_last_requests_hold_for_another_program(gateway):
+    gateway.release("1", slow=600, drain_timeout=4, lines=50, log_bytes=10_000, log_files=8)
+    gateway.start()
+    gateway.wait_for(serving="1")
+    logs = gateway.root / "logs"
+    gateway.wait((logs / "gateway.log.7").exists)
+    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        time.sleep(0.2)
+        gateway.release("2", lines=50, log_bytes=10_000, log_files=8)
+        gateway.wait_for(serving="2")
+        text, program = another()
+        gateway.become(text)
+        gateway.wait_for(program=program)
+        assert gateway.status()["ending"] == ["1"]
+        gateway.wait(lambda: not gateway.status()["ending"], timeout=10)
+    inode = (logs / "gateway.log.7").stat().st_ino
+    gateway.wait(lambda: (logs / "gateway.log.7").stat().st_ino != inode)
+    assert {path.name for path in logs.iterdir()} == {"gateway.log", *(f"gateway.log.{n}" for n in range(1, 8))}
 
 
 def test_a_server_that_cannot_be_taken_over_is_ended_and_started_again(running):

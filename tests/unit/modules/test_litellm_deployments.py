@@ -100,6 +100,28 @@ def test_create_repeat_update_remove(run):
     assert (removed["removed"], removed["deployments"], removed["generation"]) == (["b"], ["a"], 3)
 
 
+def test_what_is_not_known_of_some_macs_stays_and_is_not_missed(run, folder):
+    """mac-2 takes no part: what it served has another name by now, and what only it is to serve is not there yet."""
+    mine, old = {**A, "host": "mac-1"}, {**B, "model_group": "old", "host": "mac-2"}
+    before = [{"name": "chat"}, {"name": "old", "fallbacks": ["chat"]}]
+    run(deployments=[mine, old], model_groups=before, timeout=0)
+    now = [{"name": "chat", "fallbacks": ["new"]}, {"name": "new"}]
+    part = {"purge": True, "keep_hosts": ["mac-2"], "model_groups": now, "timeout": 0}
+    assert run(deployments=[mine], **part)["deployments"] == ["a", "b"]
+    assert json.loads((folder / "deployments.json").read_text())["groups"] == {"old": {"fallbacks": ["chat"]}}
+    whole = run(deployments=[mine], **{**part, "keep_hosts": []})
+    assert "the model group new has no deployment" in whole["msg"]
+
+
+def test_an_order_that_does_not_fit_those_who_are_not_told_waits(run, folder):
+    run(deployments=[A, B], timeout=0)
+    assert "deployment b has no order" in run(deployments=[{**A, "order": 1}], timeout=0)["msg"]
+    told = run(deployments=[{**A, "order": 1, "weight": 2}], keep_orders=True, timeout=0)
+    assert told["updated"] == ["a"]
+    [first, _other] = json.loads((folder / "deployments.json").read_text())["deployments"]
+    assert "order" not in first["litellm_params"] and first["litellm_params"]["weight"] == 2
+
+
 def paused(*ids):
     return [{"id": name, "state": "paused"} for name in ids]
 

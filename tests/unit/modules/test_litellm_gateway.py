@@ -345,8 +345,13 @@ class Runner:
 
     def look(self, _seconds):
         """Do what the runner would while the module waits."""
+        if self.refused_program:
+            written = os.stat(self.root / "gateway_runner.py").st_mtime_ns
+            refused = {"program": self.refused_program, "written": written, "reason": "it ended: no luck"}
+            self.serve(self.status()["serving"], program=self.status()["program"], refused_program=refused)
+            return
         if self.program and self.program != self.status()["program"]:
-            self.serve(self.status()["serving"], program=self.program, refused_program=self.refused_program)
+            self.serve(self.status()["serving"], program=self.program)
             return
         wanted, serving = os.readlink(self.root / "current").rpartition("/")[2], self.status()["serving"]
         if self.refuses:
@@ -394,19 +399,32 @@ def test_a_runner_that_is_not_yet_what_a_killed_run_has_written_is_waited_for(ru
 def test_a_runner_that_is_no_good_is_not_left_to_the_next_start(run, root, runner):
     run()
     runner.serve("1", program=fingerprint("run()\n"))
-    runner.program = "still the former one"
-    runner.refused_program = {"program": fingerprint("broken\n"), "reason": "it ended with exit code 1: no luck"}
+    runner.refused_program = fingerprint("broken\n")
     result = run(runner="broken", config="x: 1")
     assert result["failed"]
-    assert "the one before goes on: it ended with exit code 1: no luck" in result["msg"]
+    assert result["msg"].endswith("the one before goes on: it ended: no luck")
     assert (root / "gateway_runner.py").read_text() == "run()\n"
     assert os.listdir(root / "releases") == ["1"], "nothing else has been changed"
+
+
+def test_a_runner_that_a_killed_run_has_seen_refused_is_tried_again(run, root, runner):
+    run()
+    refused = {"program": fingerprint("run()\n"), "written": 1, "reason": "the Mac was busy"}
+    runner.serve("1", program="the former one", refused_program=refused)
+    runner.program = fingerprint("run()\n")
+    assert run()["actions"] == ["gateway_runner.py"]
+    runner.serve("1", program="the former one")
+    runner.refused_program = fingerprint("run()\n")
+    assert "Its file is the new one: what a restart of the Mac would begin with" in run()["msg"]
 
 
 def test_one_of_former_times_is_started_anew_with_its_job(run, root, runner):
     run()
     runner.serve("1")
-    assert run(runner="run(2)")["actions"] == ["gateway_runner.py"]
+    checked, changed = run(runner="run(2)", _ansible_check_mode=True), run(runner="run(2)")
+    assert checked["actions"] == changed["actions"] == ["gateway_runner.py"]
+    assert "its job restarts, once" in str(checked["warnings"])
+    assert "its job restarts, once" in str(changed["warnings"])
     assert (root / "gateway_runner.py").read_text() == "run(2)\n"
 
 

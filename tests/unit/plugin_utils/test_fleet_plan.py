@@ -364,6 +364,13 @@ def test_the_server_with_tls_has_a_port_too():
     assert "port 1234 is used by" in only_problem(plan(host(instances=[instance()], tls={**TLS, "port": 1234})))
 
 
+def test_a_port_that_only_root_may_have_on_an_address_of_its_own_is_refused():
+    on_one = {**TLS, "address": "10.0.0.5"}
+    problem = only_problem(plan(host(instances=[instance()], tls=on_one)))
+    assert "must be from 1024 to 65535. A lower one needs gateway_tls_address: 0.0.0.0." in problem
+    assert plan(host(instances=[instance()], tls={**on_one, "port": 8443})).problems == []
+
+
 def test_without_a_guard_nothing_is_published():
     outcome = plan(host(instances=[{**instance(), "status_port": 3000}]))
     assert outcome.deployments[0]["status_url"] is None

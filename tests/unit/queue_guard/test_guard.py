@@ -150,6 +150,7 @@ def test_pauses_outlive_a_restart_and_are_renewed(gateway):
     gateway.instances[0].queued = 99
     gateway.until_paused("d0")
     since = gateway.pauses()["d0"]["since"]
+    gateway.until(lambda: "d0" in (gateway.folder / "guard.json").read_text())  # its memory, which it writes next
     gateway.end(signal.SIGKILL)
     generation = json.loads((gateway.registry / "paused" / "guard.json").read_text())["generation"]
     gateway.start()
