@@ -246,7 +246,8 @@ class Facts:
 
     def __init__(self, deployments: dict[str, dict], workers: int) -> None:
         self.ids = set(deployments)
-        self.groups = {deployment["model_name"] for deployment in deployments.values()}
+        self.group_of = {name: deployment["model_name"] for name, deployment in deployments.items()}
+        self.groups = set(self.group_of.values())
         self.ordered = {
             deployment["model_name"]
             for deployment in deployments.values()
@@ -853,7 +854,7 @@ class Registry(CustomLogger):
         stopped, advised = self.stopped, self.advised
         self.stopped, self.advised = paused_now(self.pauses, time.time())
         self.rotation.forget((stopped | advised) - self.stopped - self.advised)
-        self._trust(router, stopped - self.stopped)
+        self._trust(router, (stopped - self.stopped) | self._left_by(self.stopped - stopped))
         if self._deployments.refresh():
             self._pending = self._deployments.content
         if self._pending:
@@ -891,8 +892,16 @@ class Registry(CustomLogger):
             memory.keep(self.facts.ids)
         self._set_windows(router)
 
+    def _left_by(self, deployments: set[str]) -> set[str]:
+        """Return what has to answer in the place of deployments that get no requests from now on."""
+        groups = {self.facts.group_of[name] for name in deployments if name in self.facts.group_of}
+        return {name for name, group in self.facts.group_of.items() if group in groups} - self.stopped
+
     def _trust(self, router, deployments: set[str]) -> None:
-        """Forget the failures of deployments: whoever ends a pause, or moves one, has seen to it that they answer."""
+        """Forget the failures of deployments.
+
+        Whoever ends a pause, or moves one, has seen to it that they answer, and whoever begins one, that the others do.
+        """
         for deployment in deployments:
             self.unfit.pop(deployment, None)
         cooldowns = getattr(router, "cooldown_cache", None)

@@ -971,6 +971,23 @@ class TestFollowing:
 
         files.follow(scenario)
 
+    def test_what_is_left_when_others_are_paused_is_asked_again_at_once(self, files, router):
+        """It may have failed a moment ago, and be all there is now."""
+
+        other = {**candidate("d"), "model_name": "other"}
+        files.write("deployments.json", document(1, *map(candidate, "abc"), other))
+
+        async def scenario(registry, until):
+            await until(lambda r: r["deployments"] == ["a", "b", "c", "d"])
+            router.cooldown_cache.keys = {"key of a", "key of b", "key of c", "key of d"}
+            registry.unfit = dict.fromkeys("abcd", time.monotonic() + 60)
+            files.write("paused/operator.json", {"format": 1, "generation": 2, "paused": {"a": {}}})
+            await until(lambda r: registry.stopped == {"a"})
+            assert router.cooldown_cache.keys == {"key of a", "key of d"}
+            assert sorted(registry.unfit) == ["a", "d"]
+
+        files.follow(scenario)
+
     @pytest.mark.parametrize("fault", ["down", "hangs"])
     def test_a_redis_that_fails_holds_up_no_end_of_a_pause(self, files, router, plugin, fault):
         plugin.HEARTBEAT_SECONDS = 0.05
@@ -988,6 +1005,7 @@ class TestFollowing:
             paused = {"a": {}, "b": {}}
             files.write("paused/operator.json", {"format": 1, "generation": 2, "paused": paused})
             await until(lambda r: registry.stopped == {"a", "b"})
+            asked.clear()
             router.cooldown_cache.keys = {"key of a", "key of b", "key of c"}
             registry.unfit = dict.fromkeys("abc", time.monotonic() + 60)
             files.write("paused/operator.json", {"format": 1, "generation": 3, "paused": {}})

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 from ansible_collections.lmfleet.mac.plugins.module_utils import _gateway_tls
+from ansible_collections.lmfleet.mac.plugins.module_utils._names import LOCK_NAME
 from ansible_collections.lmfleet.mac.plugins.modules import gateway_tls
 
 from certificates import certificate
@@ -45,7 +46,9 @@ class Front:
         return self.run_module(gateway_tls, {**given, **changes}, check)
 
     def files(self):
-        return {path.name: path.read_bytes() for path in self.folder.iterdir() if path.is_file()}
+        """Return all that is there, but for who had the lock last."""
+        there = [path for path in self.folder.iterdir() if path.is_file() and path.name != LOCK_NAME]
+        return {path.name: path.read_bytes() for path in there}
 
 
 @pytest.fixture
